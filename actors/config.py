@@ -1,0 +1,113 @@
+"""What a user configures: agents and limits. Frozen, and validated once, at the start."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from attrs import Attribute, field, frozen
+from attrs.validators import instance_of
+
+from actors.errors import InvalidConfig
+from actors.text import check_text
+
+
+def _name(_self: Any, attribute: Attribute[Any], value: object) -> None:
+    if not isinstance(value, str):
+        raise InvalidConfig(f"{attribute.name} must be text, not {type(value).__name__}")
+    check_text(value, what=attribute.name, error=InvalidConfig, most=200)
+
+
+def _text(_self: Any, attribute: Attribute[Any], value: object) -> None:
+    if not isinstance(value, str):
+        raise InvalidConfig(f"{attribute.name} must be text, not {type(value).__name__}")
+    check_text(value, what=attribute.name, error=InvalidConfig, empty=True)
+
+
+def _positive(_self: Any, attribute: Attribute[Any], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise InvalidConfig(f"{attribute.name} must be a number above 0, not {value!r}")
+
+
+def _optional_positive(self: Any, attribute: Attribute[Any], value: object) -> None:
+    if value is not None:
+        _positive(self, attribute, value)
+
+
+def _names(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        raise InvalidConfig(f"tools must be a list of tool names or None, not the text {value!r}")
+    return tuple(value)
+
+
+@frozen
+class AgentConfig:
+    """An agent: a model with a prompt and tools.
+
+    Args:
+        name: what callers call it; any non-empty text.
+        model: the name that the model's endpoint knows; "" where the runtime has a single model that
+            needs none. An agent without a model name gets no titles.
+        system_prompt: the first message of every request.
+        description: for people and listings.
+        tools: names of the tools it may call, or None for all.
+        max_iterations: model rounds in one turn, at most.
+        thinking: ask for reasoning where the model can.
+        tool_choice: "auto", "none", "required" or a tool's name.
+        compact_threshold: tokens of context above which history is compacted; None is never.
+        compact_tool_max_len: characters of a tool result that a summary call gets to see.
+        auto_title: ask the model for a title after the first exchange.
+        memory_scope: "sender" keeps each sender's memory apart, "agent" shares it among them.
+
+    Raises:
+        InvalidConfig: naming the field.
+    """
+
+    name: str = field(validator=_name)
+    model: str = field(default="", validator=_text)
+    system_prompt: str = field(default="", validator=_text)
+    description: str = field(default="", validator=_text)
+    tools: tuple[str, ...] | None = field(default=None, converter=_names)
+    max_iterations: int = field(default=16, validator=_positive)
+    thinking: bool = field(default=False, validator=instance_of(bool))
+    tool_choice: str = field(default="auto", validator=_name)
+    compact_threshold: int | None = field(default=100_000, validator=_optional_positive)
+    compact_tool_max_len: int = field(default=1024, validator=_positive)
+    auto_title: bool = field(default=True, validator=instance_of(bool))
+    memory_scope: Literal["sender", "agent"] = field(default="sender")
+
+    @memory_scope.validator
+    def _check_scope(self, _attribute: Attribute[Any], value: object) -> None:
+        if value not in ("sender", "agent"):
+            raise InvalidConfig(f'memory_scope must be "sender" or "agent", not {value!r}')
+
+    def scope(self, sender: str) -> str:
+        """The scope of this sender's memory: the sender, or "" where all senders share it."""
+        return sender if self.memory_scope == "sender" else ""
+
+
+@frozen
+class Limits:
+    """Bounds of one runtime. Over a bound a caller gets `MailboxFull` or `InvalidInput`; nothing grows
+    without end.
+
+    Args:
+        queued_per_conversation: accepted turns that wait in one conversation, steers included.
+        queued_per_sender: the same over all conversations of one sender.
+        queued_total: the same over the whole runtime.
+        content_chars: characters of one message.
+        tool_output_chars: characters of a tool's result; longer ones are cut, visibly.
+        event_buffer: events that a subscriber may be behind before it is told `Lagged`.
+        database_backlog: jobs that wait for the database thread.
+        ask_timeout_s: seconds within which an actor must answer a request that no turn is part of.
+    """
+
+    queued_per_conversation: int = field(default=100, validator=_positive)
+    queued_per_sender: int = field(default=1_000, validator=_positive)
+    queued_total: int = field(default=100_000, validator=_positive)
+    content_chars: int = field(default=1_000_000, validator=_positive)
+    tool_output_chars: int = field(default=200_000, validator=_positive)
+    event_buffer: int = field(default=1_024, validator=_positive)
+    database_backlog: int = field(default=200_000, validator=_positive)
+    ask_timeout_s: float = field(default=30.0, validator=_positive)

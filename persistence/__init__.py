@@ -1,0 +1,1 @@
+"""What Palaver stores, in one SQLite file. Imports nothing from `actors` or `palaver`."""

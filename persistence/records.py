@@ -1,0 +1,162 @@
+"""The frozen records that are stored, and that callers see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from attrs import field, frozen
+from attrs.validators import in_, instance_of
+
+Role = Literal["user", "assistant", "tool", "system"]
+Kind = Literal["note", "archive", "topic"]
+StopReason = Literal["text_response", "max_iterations", "no_action", "error", "cancelled", "closed"]
+TurnState = Literal["queued", "running", "done", "failed", "cancelled", "closed"]
+
+TERMINAL_STATES: frozenset[str] = frozenset({"done", "failed", "cancelled", "closed"})
+STATE_OF_STOP: dict[str, TurnState] = {
+    "text_response": "done",
+    "max_iterations": "done",
+    "no_action": "done",
+    "error": "failed",
+    "cancelled": "cancelled",
+    "closed": "closed",
+}
+
+
+def _as_calls(calls: Iterable[ToolCall]) -> tuple[ToolCall, ...]:
+    return tuple(calls)
+
+
+def _as_words(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(words)
+
+
+@frozen
+class ToolCall:
+    """One call that a model asked for; `arguments` is JSON text, exactly as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str = "{}"
+
+
+@frozen
+class HistoryEntry:
+    """One item of a conversation's history.
+
+    `tool_calls` is set on an assistant entry that called tools; `tool_call_id` and `name` on a tool
+    entry; `agent` on an entry by a guest agent; `sender` on a user entry.
+    """
+
+    role: Role = field(validator=in_(("user", "assistant", "tool", "system")))
+    content: str = field(default="", validator=instance_of(str))
+    tool_calls: tuple[ToolCall, ...] = field(default=(), converter=_as_calls)
+    tool_call_id: str = ""
+    name: str = ""
+    reasoning: str = ""
+    agent: str = ""
+    sender: str = ""
+
+
+@frozen
+class Usage:
+    """Tokens, as the model's endpoint counted them. 0 where it did not say."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.total_tokens + other.total_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+        )
+
+
+@frozen
+class TurnResult:
+    """How a turn ended.
+
+    `text` is the final answer ("" if there is none), `error` says what went wrong when `stop_reason`
+    is "error", `steps` counts model rounds, `usage` is summed over them.
+    """
+
+    text: str
+    stop_reason: StopReason
+    error: str | None = None
+    steps: int = 0
+    usage: Usage = Usage()
+    model: str = ""
+    conversation_id: int = 0
+    turn_id: int = 0
+
+
+@frozen
+class SessionSummary:
+    """A stored session. Times are seconds since the Unix epoch; `archive` names its newest archive."""
+
+    handle: str
+    agent: str
+    sender: str
+    topic: str
+    title: str
+    created_at: float
+    updated_at: float
+    archive: str | None = None
+    uptime_s: float = 0.0
+    entry_count: int = 0
+
+
+@frozen
+class MemoryEntry:
+    """A note, a topic's description, or the archive of a compaction."""
+
+    name: str
+    kind: Kind
+    content: str
+    aliases: tuple[str, ...] = field(default=(), converter=_as_words)
+    created_at: float = 0.0
+
+
+@frozen
+class StoredSession:
+    """A session as it is brought back: its row, and what makes up the live history.
+
+    `live` holds the entries after the newest compaction marker, in order; `archive_content` is None
+    when there is no archive, or when the archive named by `summary.archive` is missing.
+    """
+
+    id: int
+    summary: SessionSummary
+    revision: int
+    next_seq: int
+    live: tuple[HistoryEntry, ...]
+    archive_content: str | None
+
+
+@frozen
+class TurnRow:
+    """An accepted message as the journal holds it."""
+
+    id: int
+    session_id: int
+    sender: str
+    content: str
+    state: TurnState
+    attempts: int = 0
+    key: str | None = None
+    guest: str | None = None
+    tool_choice: str | None = None
+    accepted_at: float = 0.0
+    finished_at: float | None = None
+    result: TurnResult | None = None
+    error: str | None = None
+
+
+JsonObject = dict[str, Any]
