@@ -1,0 +1,1 @@
+"""The real runtime on virtual time."""
