@@ -1,0 +1,191 @@
+"""One session as data: everything of it, to be stored in another file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from attrs import evolve, frozen
+from sqlite_utils import Database
+
+from persistence.codec import decode_result, encode_result
+from persistence.errors import RecordError, SessionNotFound, StorageError
+from persistence.records import JsonObject
+from persistence.writes import insert
+
+VERSION = 1
+
+_SESSION = (
+    "handle, agent, sender, topic, scope, title, created_at, updated_at, uptime_ms, revision, next_seq, "
+    "archive, archive_seq"
+)
+_MEMORY = "agent, scope, kind, name, content, aliases, created_at, handle"
+# What belongs to a session, without the columns that are given anew where it is stored.
+_PARTS = {
+    "turns": "id, sender, content, state, attempts, key, guest, tool_choice, accepted_at, finished_at, "
+    "result, error",
+    "steers": "id, turn_id, sender, content, accepted_at, applied_turn",
+    "entries": "seq, turn_id, body, created_at",
+    "compactions": "seq, archive, scope, created_at",
+    "events": "turn_id, at, body",
+}
+
+
+@frozen
+class ImportedSession:
+    """Where a session went: its row's id, and the ids of its turns and steers, old to new."""
+
+    session_id: int
+    turn_ids: dict[int, int]
+    steer_ids: dict[int, int]
+
+
+def export_session(db: Database, handle: str) -> JsonObject:
+    """The session as JSON-able data: its rows, and the memory of its scope.
+
+    Raises:
+        SessionNotFound: there is none with this handle.
+    """
+    found = db.execute("SELECT id, agent, scope FROM sessions WHERE handle = ?", [handle]).fetchall()
+    if not found:
+        raise SessionNotFound(f"no stored session has the handle {handle!r}; list the sessions to see them")
+    id_, agent, scope = found[0]
+    bundle: JsonObject = {"v": VERSION}
+    bundle["session"] = _rows(db, _SESSION, "sessions WHERE id = ?", id_)[0]
+    for table, columns in _PARTS.items():
+        bundle[table] = _rows(db, columns, f"{table} WHERE session_id = ? ORDER BY id", id_)
+    of_turns = "keys WHERE turn_id IN (SELECT id FROM turns WHERE session_id = ?) ORDER BY turn_id, key"
+    bundle["keys"] = _rows(db, "agent, sender, key, turn_id, created_at", of_turns, id_)
+    bundle["memory"] = _rows(
+        db,
+        _MEMORY,
+        """memory_entries m WHERE agent = ? AND (scope = ? OR kind = 'archive' AND EXISTS (
+            SELECT 1 FROM compactions c
+            WHERE c.session_id = ? AND c.scope = m.scope AND c.archive = m.name)) ORDER BY id""",
+        agent,
+        scope,
+        id_,
+    )
+    return bundle
+
+
+def import_session(db: Database, bundle: Mapping[str, Any]) -> ImportedSession:
+    """Store what `export_session` gave, all of it or, when it raises, nothing (roll back then).
+
+    The handle stays. Turns and steers keep their ids where those are free. Memory that is there already
+    must be equal: nothing is overwritten and nothing dropped.
+
+    Raises:
+        StorageError: the handle is in use, or memory of this name has other content.
+        RecordError: not a bundle, or one of another version.
+    """
+    try:
+        if bundle["v"] != VERSION:
+            raise RecordError(f"the bundle has version {bundle['v']!r}; this Palaver reads version {VERSION}")
+        return _import(db, bundle)
+    except (KeyError, TypeError) as error:
+        raise RecordError(f"the bundle is not one that was exported: {error!r}") from error
+
+
+def _import(db: Database, bundle: Mapping[str, Any]) -> ImportedSession:
+    handle = bundle["session"]["handle"]
+    if db.execute("SELECT 1 FROM sessions WHERE handle = ?", [handle]).fetchall():
+        raise StorageError(f"the session {handle} is stored here already; delete it before importing it")
+    turn_ids = _free_ids(db, "turns", "last_turn", [turn["id"] for turn in bundle["turns"]])
+    steer_ids = _free_ids(db, "steers", "last_steer", [steer["id"] for steer in bundle["steers"]])
+    _store(db, "sessions", _SESSION, [bundle["session"]])
+    session_id = int(db.execute("SELECT id FROM sessions WHERE handle = ?", [handle]).fetchall()[0][0])
+    for table, columns in _PARTS.items():
+        rows = [_moved(table, row, session_id, turn_ids, steer_ids) for row in bundle[table]]
+        _store(db, table, f"session_id, {columns}", rows)
+    for row in bundle["keys"]:
+        _store_key(db, {**row, "turn_id": turn_ids[row["turn_id"]]})
+    for row in bundle["memory"]:
+        _store_memory(db, row, handle)
+    return ImportedSession(session_id, turn_ids, steer_ids)
+
+
+def _free_ids(db: Database, table: str, column: str, ids: list[int]) -> dict[int, int]:
+    """Each of `ids` to itself where it is free, or to a new one above all that were ever used."""
+    highest = db.execute(
+        f"""SELECT max(coalesce((SELECT max(id) FROM {table}), 0),
+            coalesce((SELECT max({column}) FROM deleted_sessions), 0))"""
+    ).fetchall()[0][0]
+    following = max([highest, *ids]) + 1
+    mapped = {}
+    for id_ in ids:
+        mapped[id_] = id_
+        if db.execute(f"SELECT 1 FROM {table} WHERE id = ?", [id_]).fetchall():
+            mapped[id_] = following
+            following += 1
+    return mapped
+
+
+def _moved(
+    table: str, row: JsonObject, session_id: int, turn_ids: dict[int, int], steer_ids: dict[int, int]
+) -> JsonObject:
+    moved = {**row, "session_id": session_id}
+    if table == "turns":
+        moved["id"] = turn_ids[row["id"]]
+        if row["result"] is not None and moved["id"] != row["id"]:
+            moved["result"] = encode_result(evolve(decode_result(row["result"]), turn_id=moved["id"]))
+    if table == "steers":
+        moved["id"] = steer_ids[row["id"]]
+    for column in ("turn_id", "applied_turn"):
+        if column in row:
+            moved[column] = turn_ids.get(row[column], row[column])
+    return moved
+
+
+def _store_key(db: Database, row: JsonObject) -> None:
+    # Of two uses of one key the later one is what a caller may still be retrying.
+    db.execute(
+        """INSERT INTO keys (agent, sender, key, turn_id, created_at)
+            VALUES (:agent, :sender, :key, :turn_id, :created_at)
+            ON CONFLICT (agent, sender, key) DO UPDATE
+            SET turn_id = excluded.turn_id, created_at = excluded.created_at
+            WHERE excluded.created_at > created_at""",
+        row,
+    )
+
+
+def _store_memory(db: Database, row: JsonObject, handle: str) -> None:
+    row = {**row}
+    if row["handle"] not in (None, handle) and not _known_handle(db, row["handle"]):
+        row["handle"] = None  # an archive of a session that is not in this file
+    names = [row["agent"], row["scope"], row["kind"], row["name"]]
+    found = db.execute(
+        """SELECT id, content, aliases, handle FROM memory_entries
+            WHERE agent = ? AND scope = ? AND kind = ? AND name = ?""",
+        names,
+    ).fetchall()
+    if not found:
+        _store(db, "memory_entries", _MEMORY, [row])
+        return
+    id_, content, aliases, owner = found[0]
+    other_owner = None not in (owner, row["handle"]) and owner != row["handle"]
+    if (content, aliases) != (row["content"], row["aliases"]) or other_owner:
+        raise StorageError(
+            f"the {row['kind']} {row['name']!r} of {row['agent']!r} is stored here with other content; "
+            "nothing was imported: rename or delete one of the two"
+        )
+    if owner is None:
+        db.execute("UPDATE memory_entries SET handle = ? WHERE id = ?", [row["handle"], id_])
+
+
+def _known_handle(db: Database, handle: str) -> bool:
+    sql = (
+        "SELECT 1 FROM sessions WHERE handle = ?1 UNION ALL SELECT 1 FROM deleted_sessions WHERE handle = ?1"
+    )
+    return bool(db.execute(sql, [handle]).fetchall())
+
+
+def _rows(db: Database, columns: str, source: str, *params: Any) -> list[JsonObject]:
+    names = columns.split(", ")
+    found = db.execute(f"SELECT {columns} FROM {source}", params).fetchall()
+    return [dict(zip(names, row, strict=True)) for row in found]
+
+
+def _store(db: Database, table: str, columns: str, rows: Iterable[JsonObject]) -> None:
+    names = columns.split(", ")
+    insert(db, table, columns, [tuple(row[name] for name in names) for row in rows])

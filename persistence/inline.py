@@ -1,0 +1,141 @@
+"""The database worker of a simulation: no thread, and commits that take virtual time."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+from persistence.committer import Committer, Item, Job, Then, WorkerStats, deliver
+from persistence.errors import BacklogFull, StorageError
+from persistence.writes import WriteSet
+
+T = TypeVar("T")
+
+
+def _no_latency() -> float:
+    return 0.0
+
+
+class InlineWorker:
+    """As `DatabaseWorker`, run by the callbacks of a scheduler in the caller's own thread.
+
+    A batch runs in one callback and is delivered in another, `commit_latency()` seconds later; what is
+    submitted meanwhile makes the next batch, as with the thread.
+
+    Args:
+        path: the file, or ":memory:".
+        schedule: calls a function after so many seconds; never before it returns.
+        commit_latency: seconds that the next commit takes.
+        backlog: jobs that may wait.
+        create: whether a missing file is made.
+        committer: runs the batches; a simulation hands in one that fails on purpose.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        schedule: Callable[[float, Callable[[], None]], None],
+        commit_latency: Callable[[], float] = _no_latency,
+        backlog: int = 200_000,
+        create: bool = True,
+        committer: Committer | None = None,
+    ) -> None:
+        self._path = path
+        self._schedule = schedule
+        self._commit_latency = commit_latency
+        self._backlog = backlog
+        self._committer = committer or Committer(path, create=create)
+        self._queue: deque[Item] = deque()
+        self._undelivered: list[Item] = []
+        self._scheduled = False
+        self._running = False
+
+    def start(self) -> None:
+        """Open the file, here and now; raises what `open_database` raises."""
+        self._committer.open()
+        self._running = True
+
+    def submit(self, job: Job[T], then: Then[T] | None = None) -> None:
+        """As `DatabaseWorker.submit`."""
+        self._put(Item(job, then))
+
+    def write(self, writes: WriteSet, then: Then[None] | None = None) -> None:
+        """As `DatabaseWorker.write`."""
+        self._put(Item(writes, then))
+
+    def call(self, job: Job[T], timeout: float | None = None) -> T:
+        """The value of `job`, at once; what waits in the queue runs and is delivered first."""
+        self._check_accepting()
+        self._finish()
+        item = Item(job)
+        self._committer.run([item])
+        if item.error is not None:
+            raise item.error
+        value: T = item.value
+        return value
+
+    def stop(self) -> None:
+        """Run and deliver what is queued, here and now, and close the file. Again is fine."""
+        if self._running:
+            self._finish()
+            self._running = False
+            self._committer.close()
+
+    def abandon(self) -> None:
+        """As if the process were killed: what waits is dropped unanswered, and the file is let go."""
+        self._queue.clear()
+        self._undelivered.clear()
+        self._running = False
+        self._committer.close()
+
+    @property
+    def stats(self) -> WorkerStats:
+        """What was done so far."""
+        c = self._committer
+        return WorkerStats(c.commits, c.jobs, c.largest_batch, len(self._queue), c.failed)
+
+    def _put(self, item: Item) -> None:
+        self._check_accepting()
+        if len(self._queue) >= self._backlog:
+            raise BacklogFull(f"{self._backlog:,} database jobs wait already; try again when there are fewer")
+        self._queue.append(item)
+        if not self._scheduled:
+            self._scheduled = True
+            self._schedule(0.0, self._commit)
+
+    def _check_accepting(self) -> None:
+        if self._committer.failed is not None:
+            raise self._committer.refusal()
+        if not self._running:
+            raise StorageError(f"the worker of {os.fsdecode(self._path)!r} does not run; nothing was stored")
+
+    def _commit(self) -> None:
+        if self._take():
+            self._schedule(self._commit_latency(), self._delivered)
+        else:
+            self._scheduled = False
+
+    def _delivered(self) -> None:
+        self._deliver()
+        self._commit()
+
+    def _finish(self) -> None:
+        self._deliver()
+        while self._take():
+            self._deliver()
+
+    def _take(self) -> bool:
+        """Run what waits, if anything does."""
+        batch = [*self._queue]
+        self._queue.clear()
+        if batch:
+            self._committer.run(batch)
+            self._undelivered.extend(batch)
+        return bool(batch)
+
+    def _deliver(self) -> None:
+        batch, self._undelivered = self._undelivered, []
+        deliver(batch)

@@ -1,0 +1,71 @@
+"""The journal of accepted messages, and their idempotency keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlite_utils import Database
+
+from persistence.codec import decode_result
+from persistence.records import TurnRow, TurnState
+from persistence.writes import WriteSet, apply
+
+DAY_S = 86_400
+
+_SELECT = """SELECT id, session_id, sender, content, state, attempts, key, guest, tool_choice,
+    accepted_at, finished_at, result, error FROM turns"""
+
+
+def accept_keyed(
+    db: Database, row: TurnRow, *, agent: str, sender: str, max_age_s: float = DAY_S
+) -> TurnRow | None:
+    """Store the turn `row` under its key, unless the key of this `(agent, sender)` is taken.
+
+    Args:
+        row: a new turn; its `key` is not None.
+        agent, sender: whose conversation it is: a key is theirs alone.
+        max_age_s: a key older than this, counted between acceptances, is free again.
+
+    Returns:
+        None when the turn was stored, else the turn that has the key; compare its content.
+    """
+    found = db.execute(
+        "SELECT turn_id, created_at FROM keys WHERE agent = ? AND sender = ? AND key = ?",
+        [agent, sender, row.key],
+    ).fetchall()
+    if found and row.accepted_at - found[0][1] <= max_age_s:
+        return get_turn(db, found[0][0])
+    apply(db, [WriteSet(new_turns=(row,))])
+    db.execute(
+        "INSERT OR REPLACE INTO keys (agent, sender, key, turn_id, created_at) VALUES (?, ?, ?, ?, ?)",
+        [agent, sender, row.key, row.id, row.accepted_at],
+    )
+    return None
+
+
+def get_turn(db: Database, id: int) -> TurnRow | None:  # noqa: A002 - the record's own word
+    """The turn with this id."""
+    rows = db.execute(f"{_SELECT} WHERE id = ?", [id]).fetchall()
+    return _turn(rows[0]) if rows else None
+
+
+def turns_of(db: Database, session_id: int, states: Sequence[TurnState] | None = None) -> list[TurnRow]:
+    """The turns of a session in id order, only those in one of `states` where given."""
+    sql, params = f"{_SELECT} WHERE session_id = ?", [session_id, *(states or ())]
+    if states is not None:
+        sql += f" AND state IN ({','.join('?' * len(states))})"
+    return [_turn(row) for row in db.execute(f"{sql} ORDER BY id", params).fetchall()]
+
+
+def unfinished(db: Database) -> list[TurnRow]:
+    """Every turn that has not ended, in id order."""
+    # The same words as the partial index's, or SQLite would not use it.
+    rows = db.execute(f"{_SELECT} WHERE state IN ('queued', 'running') ORDER BY id").fetchall()
+    return [_turn(row) for row in rows]
+
+
+def _turn(row: Sequence[Any]) -> TurnRow:
+    fields = [*row]
+    fields[-2] = None if row[-2] is None else decode_result(row[-2])
+    return TurnRow(*fields)

@@ -1,0 +1,224 @@
+"""The database thread: one native thread, one connection, group commit."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from gevent.monkey import get_original
+
+from persistence.committer import Committer, Item, Job, Then, WorkerStats, deliver, log
+from persistence.errors import BacklogFull, StorageError
+from persistence.inline import InlineWorker
+from persistence.writes import WriteSet
+
+__all__ = ["Committer", "DatabaseWorker", "InlineWorker", "Job", "Then", "WorkerStats"]
+
+T = TypeVar("T")
+
+LARGEST_BATCH = 5_000
+IDLE_S = 1.0
+
+# The real ones, also where gevent has patched: a patched lock would wait in a hub that this thread
+# does not have, and a patched thread would be a greenlet of the caller's.
+_allocate_lock = get_original("_thread", "allocate_lock")
+_start_new_thread = get_original("_thread", "start_new_thread")
+
+
+def _now(deliveries: Callable[[], None]) -> None:
+    deliveries()
+
+
+class DatabaseWorker:
+    """Runs jobs on one database file, in the order of submission, many in one commit.
+
+    The thread takes everything that waits into one transaction, each job in a savepoint of its own, and
+    answers after the commit. Work that fails is undone alone. After a failed commit or an I/O error what
+    the file holds is not known: everything from then on fails with `StorageError`.
+
+    Args:
+        path: the file, or ":memory:".
+        notify: called in the worker's thread once after each commit with a function that calls every
+            `then` of the batch; hand that to the thread that they belong to, as with gevent's
+            `hub.loop.run_callback_threadsafe`. Without it they are called in the worker's thread.
+        backlog: jobs that may wait.
+        create: whether a missing file is made.
+        committer: runs the batches; tests hand in one that fails on purpose.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        notify: Callable[[Callable[[], None]], None] | None = None,
+        backlog: int = 200_000,
+        create: bool = True,
+        committer: Committer | None = None,
+    ) -> None:
+        self._path = path
+        self._notify = notify or _now
+        self._backlog = backlog
+        self._committer = committer or Committer(path, create=create)
+        self._queue: deque[Item] = deque()
+        self._mutex = _allocate_lock()
+        self._wake = _allocate_lock()
+        self._ended = _allocate_lock()
+        self._asleep = False
+        self._stopping = False
+        self._owner_pid: int | None = None
+        self._open_error: BaseException | None = None
+
+    def start(self) -> None:
+        """Start the thread and open the file in it. Blocks the calling native thread until it is open.
+
+        Raises:
+            DatabaseInUse, DatabaseTooNew, DatabaseUnusable: as `open_database`. The thread is gone then.
+            StorageError: started before.
+        """
+        if self._owner_pid is not None:
+            raise StorageError(f"the worker of {os.fsdecode(self._path)!r} was started before; make another")
+        self._owner_pid = os.getpid()
+        opened = _allocate_lock()
+        opened.acquire()
+        self._wake.acquire()
+        self._ended.acquire()
+        _start_new_thread(self._main, (opened,))
+        opened.acquire()
+        if self._open_error is not None:
+            raise self._open_error
+
+    def submit(self, job: Job[T], then: Then[T] | None = None) -> None:
+        """Queue `job`; `then` is told its value or error after the commit. Never blocks.
+
+        Raises:
+            BacklogFull: too much waits; nothing of this is stored.
+            StorageError: stopped, failed, or called in a forked child.
+        """
+        self._put(Item(job, then))
+
+    def write(self, writes: WriteSet, then: Then[None] | None = None) -> None:
+        """`submit` for a set of writes, which is stored together with its neighbours in the queue."""
+        self._put(Item(writes, then))
+
+    def call(self, job: Job[T], timeout: float | None = None) -> T:
+        """The value of `job`, after the commit; raises its error.
+
+        Blocks the calling *native* thread, with everything that runs in it: for threads and command
+        lines, never for a gevent hub. What waits in the queue runs first.
+
+        Raises:
+            StorageError: as `submit`; or `timeout` seconds are over, and the job may still be done.
+        """
+        answered = _allocate_lock()
+        answered.acquire()
+        item = Item(job, lambda _value, _error: answered.release(), direct=True)
+        self._put(item)
+        if not answered.acquire(True, -1 if timeout is None else timeout):
+            raise StorageError(f"the database did not answer in {timeout:g} s; the job may still be done")
+        if item.error is not None:
+            raise item.error
+        value: T = item.value
+        return value
+
+    def stop(self) -> None:
+        """Run what is queued, close the file and wait for the thread's end. Calling it again is fine.
+
+        Blocks the calling native thread. The last deliveries have been handed to `notify` then.
+        """
+        if self._owner_pid != os.getpid():
+            self._stopping = True
+            return
+        with self._mutex:
+            self._stopping = True
+            self._rouse()
+        with self._ended:
+            pass
+
+    @property
+    def stats(self) -> WorkerStats:
+        """What was done so far; figures of a batch that runs may be in part."""
+        c = self._committer
+        return WorkerStats(c.commits, c.jobs, c.largest_batch, len(self._queue), c.failed)
+
+    def _put(self, item: Item) -> None:
+        with self._mutex:
+            self._check_accepting()
+            self._queue.append(item)
+            if self._asleep:
+                self._rouse()
+
+    def _check_accepting(self) -> None:
+        if self._committer.failed is not None:
+            raise self._committer.refusal()
+        if self._stopping or self._owner_pid is None:
+            state = "has stopped" if self._stopping else "is not started"
+            raise StorageError(f"the worker of {os.fsdecode(self._path)!r} {state}; nothing was stored")
+        if len(self._queue) >= self._backlog:
+            raise BacklogFull(f"{self._backlog:,} database jobs wait already; try again when there are fewer")
+        if self._owner_pid != os.getpid():
+            raise StorageError(
+                f"{os.fsdecode(self._path)!r} was opened by process {self._owner_pid}; "
+                "a forked child must open a database of its own"
+            )
+
+    def _rouse(self) -> None:
+        if self._asleep:
+            self._asleep = False
+            self._wake.release()
+
+    # -- in the worker's thread -------------------------------------------------------------------
+
+    def _main(self, opened: Any) -> None:
+        try:
+            try:
+                self._committer.open()
+            except BaseException as error:
+                self._open_error = error
+                self._stopping = True
+                return
+            finally:
+                opened.release()
+            while batch := self._take():
+                self._committer.run(batch)
+                self._answer(batch)
+            self._committer.close()
+        finally:
+            self._ended.release()
+
+    def _take(self) -> list[Item]:
+        """The next batch, as soon as there is one; empty when the worker is to stop."""
+        idle = False
+        while True:
+            with self._mutex:
+                if self._queue or self._stopping:
+                    count = min(len(self._queue), LARGEST_BATCH)
+                    return [self._queue.popleft() for _ in range(count)]
+                self._asleep = True
+            if not self._sleep(-1 if idle else IDLE_S):
+                self._committer.checkpoint()
+                idle = True
+
+    def _sleep(self, timeout_s: float) -> bool:
+        """Wait to be roused; False when the time is over first."""
+        if self._wake.acquire(True, timeout_s):
+            return True
+        with self._mutex:
+            if self._asleep:
+                self._asleep = False
+                return False
+        return bool(self._wake.acquire())  # roused just after the time was over
+
+    def _answer(self, batch: list[Item]) -> None:
+        waiting: list[Item] = []
+        for item in batch:
+            if item.direct and item.then is not None:
+                item.then(item.value, item.error)
+            elif item.then is not None:
+                waiting.append(item)
+        if waiting:
+            try:
+                self._notify(lambda: deliver(waiting))
+            except Exception:  # whoever waits is gone, say with its hub; what is queued is still stored
+                log.exception("the answers of %d database jobs could not be delivered", len(waiting))

@@ -1,0 +1,341 @@
+"""The writes of the hot path: many of them, from many conversations, in a handful of statements.
+
+Every statement hands the interpreter lock to the hub's thread and waits to get it back, so a commit of a
+thousand turns is written by a few multi-row statements and not by thousands of small ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import chain
+from typing import Any
+
+from attrs import evolve, frozen
+from sqlite_utils import Database
+
+from persistence.codec import encode_entry, encode_result
+from persistence.errors import StorageError
+from persistence.records import TERMINAL_STATES, HistoryEntry, TurnResult, TurnRow, TurnState
+
+Row = tuple[Any, ...]
+
+# SQLite takes 32,766 parameters in a statement by default; some builds take more, none fewer.
+_MOST_PARAMETERS = 32_000
+
+
+@frozen
+class NewEntry:
+    """One history entry. `seq` counts from 0 in its session, without gaps."""
+
+    session_id: int
+    seq: int
+    turn_id: int
+    entry: HistoryEntry
+    created_at: float
+
+
+@frozen
+class TurnUpdate:
+    """What changes in a turn's row; None keeps what is there. A turn that has ended takes no update."""
+
+    id: int
+    state: TurnState
+    attempts: int | None = None
+    result: TurnResult | None = None
+    error: str | None = None
+    finished_at: float | None = None
+
+
+@frozen
+class SessionUpdate:
+    """A session's row after this write set. `next_seq` counts its entries; "" keeps the title."""
+
+    id: int
+    updated_at: float
+    uptime_ms: int
+    revision: int
+    next_seq: int
+    title: str
+
+
+@frozen
+class NewSteer:
+    """An accepted steer; `turn_id` is the turn that ran when it was accepted."""
+
+    id: int
+    session_id: int
+    turn_id: int
+    sender: str
+    content: str
+    accepted_at: float
+
+
+@frozen
+class SteerUpdate:
+    """The steer entered history in the turn `applied_turn`."""
+
+    id: int
+    applied_turn: int
+
+
+@frozen
+class NewEvent:
+    """One line of the trace of a turn; `body` is JSON text, versioned by who writes it."""
+
+    session_id: int
+    turn_id: int
+    at: float
+    body: str
+
+
+@frozen
+class WriteSet:
+    """Writes that are stored together or not at all."""
+
+    new_turns: tuple[TurnRow, ...] = ()
+    turn_updates: tuple[TurnUpdate, ...] = ()
+    entries: tuple[NewEntry, ...] = ()
+    session_updates: tuple[SessionUpdate, ...] = ()
+    new_steers: tuple[NewSteer, ...] = ()
+    steer_updates: tuple[SteerUpdate, ...] = ()
+    events: tuple[NewEvent, ...] = ()
+
+
+def apply(db: Database, sets: Sequence[WriteSet]) -> None:
+    """Store all of `sets`, as if one after the other. Runs in the caller's transaction.
+
+    Raises:
+        StorageError: an update names a row that is not there, or a turn that has ended, or entries do
+            not follow on the session's last one. Part of `sets` may be written then: roll back.
+        sqlite3.Error: likewise.
+    """
+    _refuse_early_updates(sets)
+    insert(db, "turns", _TURN_COLUMNS, [_turn_row(row) for s in sets for row in s.new_turns])
+    insert(db, "steers", _STEER_COLUMNS, [_steer_row(row) for s in sets for row in s.new_steers])
+    _update_turns(db, _merge_turns(update for s in sets for update in s.turn_updates))
+    _advance(db, _merge_sessions(sets))
+    insert(db, "entries", _ENTRY_COLUMNS, [_entry_row(row) for s in sets for row in s.entries])
+    _update_steers(db, [update for s in sets for update in s.steer_updates])
+    insert(db, "events", _EVENT_COLUMNS, [_event_row(row) for s in sets for row in s.events])
+
+
+def insert(db: Database, table: str, columns: str, rows: Sequence[Row]) -> None:
+    """Insert `rows`, each with one value for each of `columns`, by as few statements as SQLite allows."""
+    if not rows:
+        return
+    width = len(rows[0])
+    for part in _parts(rows, width):
+        db.execute(f"INSERT INTO {table} ({columns}) {_values(len(part), width)}", [*chain(*part)])
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+_TURN_COLUMNS = (
+    "id, session_id, sender, content, state, attempts, key, guest, tool_choice, "
+    "accepted_at, finished_at, result, error"
+)
+_STEER_COLUMNS = "id, session_id, turn_id, sender, content, accepted_at"
+_ENTRY_COLUMNS = "session_id, seq, turn_id, body, created_at"
+_EVENT_COLUMNS = "session_id, turn_id, at, body"
+
+
+def _turn_row(t: TurnRow) -> Row:
+    result = None if t.result is None else encode_result(t.result)
+    who = (t.id, t.session_id, t.sender, t.content, t.state, t.attempts, t.key, t.guest, t.tool_choice)
+    return (*who, t.accepted_at, t.finished_at, result, t.error)
+
+
+def _steer_row(s: NewSteer) -> Row:
+    return (s.id, s.session_id, s.turn_id, s.sender, s.content, s.accepted_at)
+
+
+def _entry_row(e: NewEntry) -> Row:
+    return (e.session_id, e.seq, e.turn_id, encode_entry(e.entry), e.created_at)
+
+
+def _event_row(e: NewEvent) -> Row:
+    return (e.session_id, e.turn_id, e.at, e.body)
+
+
+def _refuse_early_updates(sets: Sequence[WriteSet]) -> None:
+    """Refuse an update that comes before its row: merged, all rows are made before all updates."""
+    turns = {row.id: at for at, s in enumerate(sets) for row in s.new_turns}
+    steers = {row.id: at for at, s in enumerate(sets) for row in s.new_steers}
+    if not turns and not steers:
+        return
+    for at, each in enumerate(sets):
+        for update in each.turn_updates:
+            if turns.get(update.id, at) > at:
+                raise StorageError(f"turn {update.id} is not stored yet, so it cannot be updated")
+        for applied in each.steer_updates:
+            if steers.get(applied.id, at) > at:
+                raise StorageError(f"steer {applied.id} is not stored yet, so it cannot be applied")
+
+
+# -- turns ----------------------------------------------------------------------------------------
+
+
+def _merge_turns(updates: Iterable[TurnUpdate]) -> dict[int, TurnUpdate]:
+    merged: dict[int, TurnUpdate] = {}
+    for update in updates:
+        before = merged.get(update.id)
+        merged[update.id] = update if before is None else _later_turn(before, update)
+    return merged
+
+
+def _later_turn(before: TurnUpdate, after: TurnUpdate) -> TurnUpdate:
+    # The schema's trigger would not see what happens between two updates that are merged here.
+    if before.state in TERMINAL_STATES:
+        raise StorageError(f"turn {after.id} has ended as {before.state}; it cannot become {after.state}")
+    return TurnUpdate(
+        id=after.id,
+        state=after.state,
+        attempts=before.attempts if after.attempts is None else after.attempts,
+        result=before.result if after.result is None else after.result,
+        error=before.error if after.error is None else after.error,
+        finished_at=before.finished_at if after.finished_at is None else after.finished_at,
+    )
+
+
+def _update_turns(db: Database, updates: dict[int, TurnUpdate]) -> None:
+    rows = [
+        (
+            u.id,
+            u.state,
+            u.attempts,
+            None if u.result is None else encode_result(u.result),
+            u.error,
+            u.finished_at,
+        )
+        for u in updates.values()
+    ]
+    setting = """state = v.column2, attempts = coalesce(v.column3, attempts),
+        result = coalesce(v.column4, result), error = coalesce(v.column5, error),
+        finished_at = coalesce(v.column6, finished_at)"""
+    if _update(db, "turns", setting, "turns.id = v.column1", rows) != len(rows):
+        raise StorageError(f"turn {_listed(rows)} is not stored, so it cannot be updated")
+
+
+# -- sessions -------------------------------------------------------------------------------------
+
+
+@frozen
+class _Advance:
+    """A session from `first_seq` to `next_seq`; `update` is None where only entries were given."""
+
+    first_seq: int
+    next_seq: int
+    update: SessionUpdate | None
+
+
+def _merge_sessions(sets: Sequence[WriteSet]) -> dict[int, _Advance]:
+    merged: dict[int, _Advance] = {}
+    for each in sets:
+        for session_id, step in _advances(each).items():
+            before = merged.get(session_id)
+            merged[session_id] = step if before is None else _later_session(session_id, before, step)
+    return merged
+
+
+def _advances(writes: WriteSet) -> dict[int, _Advance]:
+    """For each session that `writes` touches, the entries it had and will have."""
+    ends: dict[int, tuple[int, int]] = {}
+    for entry in writes.entries:
+        first, following = ends.get(entry.session_id, (entry.seq, entry.seq))
+        if entry.seq != following:
+            raise StorageError(
+                f"entry {entry.seq} of session {entry.session_id} does not follow on entry {following - 1}"
+            )
+        ends[entry.session_id] = (first, following + 1)
+    steps = {id_: _Advance(first, following, None) for id_, (first, following) in ends.items()}
+    for update in writes.session_updates:
+        first, following = ends.get(update.id, (update.next_seq, update.next_seq))
+        if following != update.next_seq:
+            raise StorageError(
+                f"session {update.id} is said to go on at entry {update.next_seq}, "
+                f"but its entries end before {following}"
+            )
+        steps[update.id] = _Advance(first, following, update)
+    return steps
+
+
+def _later_session(session_id: int, before: _Advance, after: _Advance) -> _Advance:
+    if after.first_seq != before.next_seq:
+        raise _out_of_step(session_id, after.first_seq)
+    update = after.update or before.update
+    if after.update is not None and before.update is not None and not after.update.title:
+        update = evolve(after.update, title=before.update.title)
+    return _Advance(before.first_seq, after.next_seq, update)
+
+
+def _advance(db: Database, steps: dict[int, _Advance]) -> None:
+    rows = []
+    for session_id, step in steps.items():
+        row: Row = (session_id, step.first_seq, step.next_seq, None, None, None, "")
+        if (u := step.update) is not None:
+            row = (*row[:3], u.updated_at, u.uptime_ms, u.revision, u.title)
+        rows.append(row)
+    setting = """next_seq = v.column3, updated_at = coalesce(v.column4, updated_at),
+        uptime_ms = coalesce(v.column5, uptime_ms), revision = coalesce(v.column6, revision),
+        title = CASE WHEN v.column7 = '' THEN title ELSE v.column7 END"""
+    # Entries that do not follow on the last stored one mean that an earlier write was lost: refuse.
+    where = "sessions.id = v.column1 AND sessions.next_seq = v.column2"
+    if _update(db, "sessions", setting, where, rows) != len(rows):
+        raise (
+            _out_of_step(*rows[0][:2])
+            if len(rows) == 1
+            else StorageError(
+                f"one of the sessions {_listed(rows)} is not stored, or misses an earlier write"
+            )
+        )
+
+
+def _out_of_step(session_id: int, seq: int) -> StorageError:
+    return StorageError(
+        f"session {session_id} is not stored, or its next entry is not number {seq}: "
+        "an earlier write of it is missing; nothing more is stored after the gap"
+    )
+
+
+# -- steers ---------------------------------------------------------------------------------------
+
+
+def _update_steers(db: Database, updates: Sequence[SteerUpdate]) -> None:
+    rows: dict[int, Row] = {}
+    for update in updates:
+        if update.id in rows:
+            raise StorageError(f"steer {update.id} is applied to turn {rows[update.id][1]} already")
+        rows[update.id] = (update.id, update.applied_turn)
+    where = "steers.id = v.column1 AND steers.applied_turn IS NULL"
+    if _update(db, "steers", "applied_turn = v.column2", where, [*rows.values()]) != len(rows):
+        raise StorageError(f"steer {_listed([*rows.values()])} is not stored, or is applied already")
+
+
+# -- statements -----------------------------------------------------------------------------------
+
+
+def _update(db: Database, table: str, setting: str, where: str, rows: Sequence[Row]) -> int:
+    """Update each row that `where` finds for a row `v` of `rows`; the number that it found."""
+    found = 0
+    for part in _parts(rows, len(rows[0]) if rows else 1):
+        values = _values(len(part), len(rows[0]))
+        sql = f"UPDATE {table} SET {setting} FROM ({values}) AS v WHERE {where}"
+        found += db.execute(sql, [*chain(*part)]).rowcount
+    return found
+
+
+def _parts(rows: Sequence[Row], width: int) -> Iterable[Sequence[Row]]:
+    most = _MOST_PARAMETERS // width
+    return (rows[at : at + most] for at in range(0, len(rows), most))
+
+
+@lru_cache(maxsize=256)
+def _values(count: int, width: int) -> str:
+    row = f"({','.join('?' * width)})"
+    return f"VALUES {','.join([row] * count)}"
+
+
+def _listed(rows: Sequence[Row]) -> str:
+    ids = ", ".join(str(row[0]) for row in rows[:5])
+    return f"{ids}, ..." if len(rows) > 5 else ids
