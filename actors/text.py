@@ -63,6 +63,8 @@ def check_title(title: object) -> str:
 
 def mend_text(text: str) -> str:
     """Text from a model or a tool, with what cannot be stored or sent shown as U+FFFD."""
+    if text.isascii() and "\x00" not in text:  # most text: a tenth of the time of the search
+        return text
     return _UNSTORABLE.sub("\ufffd", text)
 
 

@@ -1,0 +1,1 @@
+"""Models: the port, and what Palaver brings for it."""
