@@ -1,0 +1,283 @@
+"""The conversation actor: turns, steering, cancel, compaction and close, in mailbox order."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import gevent
+
+from actors import compaction, titles
+from actors.accepting import Accepting
+from actors.errors import (
+    ConversationClosed,
+)
+from actors.greenlet import GreenletFuture
+from actors.journal import Journal
+from actors.messages import (
+    AutomaticCompactionFailed,
+    CancelTurn,
+    Close,
+    ClosedTurnsStored,
+    Compact,
+    CompactionDone,
+    ConversationOpened,
+    Detach,
+    HistoryCompacted,
+    OpeningFailed,
+    OpenSession,
+    Proceed,
+    SessionReady,
+    Settle,
+    Steer,
+    SteerJournalled,
+    StepStored,
+    Submit,
+    Suspend,
+    TitleProposed,
+    TurnEnded,
+    TurnJournalled,
+    TurnStored,
+)
+from actors.opening import (
+    needs_description,
+    session_job,
+    session_ready,
+    take_session,
+    unfinished_tickets,
+)
+from actors.state import CompactOutcome
+from actors.storage import notify
+from actors.ticket import SteerRequest, Ticket
+from actors.workqueue import CompactionWork
+from persistence.records import HistoryEntry, UnfinishedWork
+
+logger = logging.getLogger("palaver.conversation")
+
+
+class ConversationActor(Accepting):
+    """One live conversation of an agent and a sender.
+
+    Args:
+        state: what the directory shows of it; written here alone. With a topic, the actor opens its
+            session on `OpenSession` and lets everything else wait until then.
+        moved: what another runtime handed over, if it comes from there.
+    """
+
+    def on_receive(self, message: Any) -> Any:
+        if self._early is not None and isinstance(message, Submit | Steer | Compact | Close):
+            return self._wait_for_opening(message)
+        match message:
+            case Submit():
+                return self._submit(message.ticket)
+            case TurnJournalled():
+                return self._turn_journalled(message)
+            case StepStored():
+                return self._state.history.extend(message.entries)
+            case TurnEnded():
+                return self._turn_ended(message)
+            case TurnStored():
+                return self._turn_stored(message)
+            case Steer():
+                return self._steer(message.ticket)
+            case SteerJournalled():
+                return self._steer_journalled(message)
+            case HistoryCompacted():
+                return self._history_compacted(message)
+            case AutomaticCompactionFailed():
+                return self._automatic_compaction_failed(message)
+            case CancelTurn():
+                return self._cancel(message.turn_id)
+            case ClosedTurnsStored():
+                return self._closed_turns_stored(message)
+            case Compact():
+                return self._compact()
+            case CompactionDone():
+                return self._compaction_done(message)
+            case TitleProposed():
+                return self._title_proposed(message.title)
+            case OpenSession():
+                return self._open_session(message)
+            case SessionReady():
+                return self._session_ready(message)
+            case Close():
+                return self._close(message)
+            case Proceed():
+                return self._advance()
+            case Settle():
+                return self._settle()
+            case Suspend():
+                return self._suspend()
+            case Detach():
+                return self._detach()
+            case _:
+                raise TypeError(f"a conversation does not understand {message!r}")
+
+    # -- opening -----------------------------------------------------------------------------------
+
+    def _open_session(self, message: OpenSession) -> None:
+        ref = self.actor_ref
+        self._services.store.submit(
+            session_job(self._services, self._state, message),
+            lambda found, error: notify(ref, session_ready(found, error)),
+        )
+
+    def _wait_for_opening(self, message: Any) -> Any:
+        assert self._early is not None
+        if isinstance(message, Compact):
+            reply: GreenletFuture[CompactOutcome] = GreenletFuture()
+            self._early.append(CompactionWork(reply))
+            return reply
+        self._early.append(message)
+        return None
+
+    def _session_ready(self, message: SessionReady) -> None:
+        session = message.session
+        if session is None:
+            self._opening_failed(message.error or needs_description(self._state))
+            return
+        take_session(self._state, session)
+        self._journal = Journal(self._services.store, self._services.clock, session, self._state)
+        early, self._early = self._early or [], None
+        self._bring_back(message.unfinished)
+        self._tell_registry(ConversationOpened(self._state.id, session.summary.handle, message.resumed))
+        for waiting in early:
+            if isinstance(waiting, CompactionWork):
+                self._take_compaction(waiting)
+            else:
+                self.on_receive(waiting)
+        self._advance()
+
+    def _bring_back(self, unfinished: UnfinishedWork) -> None:
+        """Queue what an earlier life of the session left undone, before anything new: the turn that ran, the
+        steers that it did not come to, the turns that waited."""
+        state = self._state
+        running = [row.id for row in unfinished.turns if row.state == "running"]
+        for ticket in unfinished_tickets(state, unfinished):
+            ticket.owner = self.actor_ref
+            ticket.from_steer = ticket.turn_id in running  # late steers go behind it
+            self._services.directory.hold(ticket, state.sender)
+            self._queue.append(ticket)
+        for steer in unfinished.steers:
+            ticket = Ticket(next(self._services.turn_ids), state.id, steer.content, sender=steer.sender)
+            ticket.owner, ticket.from_steer = self.actor_ref, True
+            self._services.directory.hold(ticket, state.sender)
+            self._steer_becomes_turn(SteerRequest(steer.id, ticket))
+
+    def _opening_failed(self, error: BaseException) -> None:
+        early, self._early = self._early or [], None
+        for waiting in early:
+            if isinstance(waiting, CompactionWork):
+                waiting.reply.set_exception((type(error), error, None))
+            elif isinstance(waiting, Submit | Steer):
+                waiting.ticket.fail(error)
+        self._refusal = ConversationClosed(f"conversation {self._state.id} could not be opened: {error}")
+        self._tell_registry(OpeningFailed(self._state.id, error))
+        self.stop()
+
+    # -- running turns -----------------------------------------------------------------------------
+
+    def _turn_ended(self, ended: TurnEnded) -> None:
+        turn = ended.turn
+        spent = self._services.clock.monotonic() - turn.started_at
+        self._state.uptime_s += spent
+        # Steers that the turn did not come to become turns, before all others, in order.
+        leftovers = tuple(turn.steers)
+        turn.steers.clear()
+        tickets = tuple(steer.ticket for steer in leftovers)
+        ref = self.actor_ref
+        if self._journal is None:
+            self._turn_stored(TurnStored(ended, tickets))
+            return
+        self._writes += 1
+        self._journal.finish(
+            turn.ticket,
+            ended.result,
+            entries=ended.entries,
+            steers=turn.applied,
+            trace=turn.trace,
+            leftovers=leftovers,
+            then=lambda error: notify(ref, TurnStored(ended, tickets, error)),
+        )
+
+    def _turn_stored(self, message: TurnStored) -> None:
+        ended, error = message.ended, message.error
+        if self._journal is not None:
+            self._writes -= 1
+        ticket = ended.turn.ticket
+        self._services.directory.release(ticket.turn_id, self._state.sender)
+        if error is None:
+            self._state.history.extend(ended.entries)
+            self._finish(ticket, ended.result)
+            self._place_leftovers(message.leftovers)
+        else:
+            logger.error(
+                "the end of a turn was not stored: conversation=%s turn=%s: %s",
+                self._state.id,
+                ticket.turn_id,
+                error,
+            )
+            for lost in (ticket, *message.leftovers):
+                self._services.directory.release(lost.turn_id, self._state.sender)
+                lost.fail(error)
+        cancelled = error is None and ended.result.stop_reason == "cancelled"
+        self._answer_cancels(ticket.turn_id, ended_it=cancelled)
+        self._activity = None
+        self._propose_title()
+        self._advance()
+
+    def _place_leftovers(self, tickets: tuple[Ticket, ...]) -> None:
+        self._queue.put_leftovers(tickets)
+        if self._closing:
+            self._end_unrun(lambda _queued: True)
+
+    # -- compaction --------------------------------------------------------------------------------
+
+    def _compact(self) -> GreenletFuture[CompactOutcome]:
+        reply: GreenletFuture[CompactOutcome] = GreenletFuture()
+        self._take_compaction(CompactionWork(reply))
+        return reply
+
+    def _take_compaction(self, work: CompactionWork) -> None:
+        if self._refusal is not None:
+            work.reply.set_exception((type(self._refusal), self._refusal, None))
+            return
+        self._queue.append(work)
+        self._advance()
+
+    def _compaction_done(self, message: CompactionDone) -> None:
+        work = self._activity
+        assert isinstance(work, CompactionWork)
+        if message.error is not None:
+            work.reply.set_exception((type(message.error), message.error, None))
+        else:
+            work.reply.set(message.outcome)
+        self._activity = None
+        self._advance()
+
+    def _history_compacted(self, message: HistoryCompacted) -> None:
+        self._state.history.replace(HistoryEntry("user", message.summary))
+        self._state.compaction_failures = 0
+
+    def _automatic_compaction_failed(self, message: AutomaticCompactionFailed) -> None:
+        self._state.compaction_failures += 1
+        paused = self._state.compaction_failures >= compaction.FAILURES_BEFORE_PAUSE
+        logger.warning(
+            "automatic compaction failed%s: conversation=%s: %s",
+            " and is paused for this conversation" if paused else "",
+            self._state.id,
+            message.error,
+        )
+
+    # -- titles ------------------------------------------------------------------------------------
+
+    def _propose_title(self) -> None:
+        if self._title_greenlet is None and not self._closing and titles.wanted(self._services, self._state):
+            self._title_greenlet = gevent.spawn(titles.propose, self._services, self._state, self.actor_ref)
+
+    def _title_proposed(self, title: str) -> None:
+        self._title_greenlet = None
+        if title and not self._state.title:
+            self._state.title = title
+            if self._journal is not None:
+                self._journal.set_title(title)

@@ -1,0 +1,180 @@
+"""The core of a conversation actor: what waits, the one activity that runs, and coming to rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import gevent
+
+from actors import compaction
+from actors.errors import (
+    ConversationClosed,
+    RuntimeClosed,
+)
+from actors.events import Done
+from actors.greenlet import GreenletActor, GreenletFuture
+from actors.journal import Journal
+from actors.messages import (
+    CompactionDone,
+    ConversationStopped,
+)
+from actors.services import Services
+from actors.state import CompactOutcome, ConversationState
+from actors.storage import notify
+from actors.ticket import Ticket
+from actors.transfer import MovedConversation
+from actors.turn import Turn, emit
+from actors.workqueue import CompactionWork, Work, WorkQueue
+from persistence.records import TurnResult
+
+
+class ConversationCore(GreenletActor):
+    """What the parts of a conversation actor share. At most one activity (a turn or a compaction) runs at a
+    time, in a child greenlet; everything else waits in the queue, in the order of acceptance.
+    """
+
+    def __init__(
+        self, services: Services, state: ConversationState, moved: MovedConversation | None = None
+    ) -> None:
+        super().__init__()
+        self._services = services
+        self._state = state
+        self._journal: Journal | None = None
+        self._queue = WorkQueue()
+        self._activity: Turn | CompactionWork | None = None
+        self._early: list[Any] | None = None if state.topic is None else []
+        self._writes = 0  # commits under way that this conversation waits for
+        self._cancels: dict[int, list[tuple[GreenletFuture[bool], bool]]] = {}
+        self._keys: dict[str, Ticket] = {}  # a tmp chat's idempotency keys
+        self._refusal: Exception | None = None  # why nothing new is taken, once it is so
+        self._closing = False
+        self._held = False  # no new activity starts
+        self._settled: list[GreenletFuture[None]] = []
+        self._on_quiet: GreenletFuture[Any] | None = None
+        self._title_greenlet: gevent.Greenlet | None = None
+        state.ref = self.actor_ref
+        if moved is not None:
+            self._move_in(moved)
+
+    def _move_in(self, moved: MovedConversation) -> None:
+        if moved.session is not None:
+            self._journal = Journal(self._services.store, self._services.clock, moved.session, self._state)
+        self._early = None
+        for ticket in moved.tickets:
+            ticket.owner = self.actor_ref
+            self._services.directory.hold(ticket, self._state.sender)
+            self._queue.append(ticket)
+
+    # -- what runs ---------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Start the next thing, if nothing runs and the next thing is accepted."""
+        if self._activity is None and not self._held:
+            work = self._queue.next()
+            if isinstance(work, CompactionWork):
+                self._start_compaction(work)
+            elif work is not None:
+                self._start_turn(work)
+        self._publish()
+        self._check_quiet()
+
+    def _start_turn(self, ticket: Ticket) -> None:
+        if self._journal is not None and ticket.state == "queued":
+            self._journal.started(ticket, ticket.attempts + 1)
+        ticket.state = "running"
+        self._activity = Turn(self._services, self.actor_ref, self._state, self._journal, ticket)
+
+    def _start_compaction(self, work: CompactionWork) -> None:
+        self._activity = work
+        if not self._state.history.entries:
+            notify(self.actor_ref, CompactionDone(outcome=CompactOutcome(None, None)))
+            return
+        work.greenlet = gevent.spawn(
+            compaction.run_requested, self._services, self._state, self._journal, self.actor_ref
+        )
+        # Killed before it began, a greenlet runs nothing: its death is what reports then.
+        work.greenlet.link(partial(compaction.report_requested, self.actor_ref))
+
+    def _stop_activity(self) -> None:
+        if isinstance(self._activity, Turn):
+            self._activity.cancel()
+        elif isinstance(self._activity, CompactionWork) and self._activity.greenlet is not None:
+            self._activity.greenlet.kill(block=False)
+
+    # -- answering ---------------------------------------------------------------------------------
+
+    def _finish(self, ticket: Ticket, result: TurnResult) -> None:
+        """Answer everybody who waits for a turn; for a topic, its end is committed."""
+        ticket.finish(result)
+        emit(self._services, self._state, ticket, Done(result))
+
+    def _answer_cancels(self, turn_id: int, *, ended_it: bool) -> None:
+        """Tell who cancelled a turn how it went; who cancelled whatever ran hears that something did."""
+        for reply, whatever_runs in self._cancels.pop(turn_id, ()):
+            reply.set(ended_it or whatever_runs)
+
+    def _fail(self, works: Iterable[Work], error: BaseException) -> None:
+        for work in works:
+            if isinstance(work, Ticket):
+                self._services.directory.release(work.turn_id, self._state.sender)
+                work.fail(error)
+            else:
+                work.reply.set_exception((type(error), error, None))
+
+    def _drop_compactions(self, error: Exception) -> None:
+        for work in self._queue.take_compactions():
+            work.reply.set_exception((type(error), error, None))
+
+    # -- coming to rest ----------------------------------------------------------------------------
+
+    def _check_quiet(self) -> None:
+        """Answer whoever waits for this conversation to be at rest."""
+        if self._activity is not None or self._writes or self._early is not None:
+            return
+        if not self._queue:
+            for reply in self._settled:
+                reply.set(None)
+            self._settled.clear()
+            if self._closing:
+                self._leave(ConversationStopped(self._state.id))
+                return
+        if self._on_quiet is not None:
+            reply, self._on_quiet = self._on_quiet, None
+            if isinstance(self._refusal, RuntimeClosed):
+                self._fail(self._queue.take_all(), self._refusal)
+                reply.set(None)
+                self._leave(None)
+            else:
+                reply.set(self._hand_over())
+                self._leave(None)
+
+    def _hand_over(self) -> MovedConversation:
+        self._drop_compactions(ConversationClosed(f"conversation {self._state.id} has moved"))
+        moved = MovedConversation(self._state, tuple(self._queue.take_accepted(lambda _ticket: True)))
+        for ticket in moved.tickets:
+            self._services.directory.release(ticket.turn_id, self._state.sender)
+        return moved
+
+    def _leave(self, notice: ConversationStopped | None) -> None:
+        if self._title_greenlet is not None:
+            self._title_greenlet.kill(block=False)
+        if notice is not None:
+            self._tell_registry(notice)
+        self.stop()
+
+    # -- telling others ----------------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        state = self._state
+        state.queued = len(self._queue)
+        if self._closing:
+            state.phase = "closing"
+        else:
+            state.phase = "running" if self._activity is not None else "idle"
+
+    def _tell_registry(self, notice: object) -> None:
+        registry = self._services.registry
+        assert registry is not None
+        notify(registry, notice)

@@ -1,0 +1,107 @@
+"""What is live in one runtime: conversations by id, accepted turns, and the readers of all events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from actors.config import Limits
+from actors.errors import MailboxFull
+from actors.events import Event
+from actors.feed import EventStream
+from actors.state import ConversationInfo, ConversationState
+from actors.ticket import Ticket
+from actors.topics import TopicRouter
+from persistence.sources import Clock
+
+
+class Directory:
+    """Live conversations, their routes and accepted turns. Reading it never waits for a conversation.
+
+    The registry alone changes conversations and routers; conversations count their turns here.
+    """
+
+    def __init__(self, limits: Limits, clock: Clock) -> None:
+        self._limits = limits
+        self._clock = clock
+        self.conversations: dict[int, ConversationState] = {}
+        self.routers: dict[tuple[str, str], TopicRouter] = {}
+        self.tickets: dict[int, Ticket] = {}
+        self.queued_by_sender: dict[str, int] = {}
+        self.streams: list[EventStream[tuple[ConversationInfo, Event]]] = []
+
+    def active(self, agent: str, sender: str) -> int | None:
+        """The pair's active conversation, or None."""
+        router = self.routers.get((agent, sender))
+        return None if router is None else router.current()
+
+    # -- bounds ------------------------------------------------------------------------------------
+
+    def take(self, ticket: Ticket, state: ConversationState, waiting: int) -> None:
+        """Count one more accepted turn of a conversation in which `waiting` wait already.
+
+        Raises:
+            MailboxFull: naming the bound that is reached.
+        """
+        limits, sender = self._limits, state.sender
+        if waiting >= limits.queued_per_conversation:
+            raise MailboxFull(
+                f"conversation {state.id} has {waiting} turns waiting, the most that "
+                "limits.queued_per_conversation allows; send again when some are done"
+            )
+        of_sender = self.queued_by_sender.get(sender, 0)
+        if of_sender >= limits.queued_per_sender:
+            raise MailboxFull(
+                f"sender {sender!r} has {of_sender} turns accepted and not done, the most that "
+                "limits.queued_per_sender allows; send again when some are done"
+            )
+        if len(self.tickets) >= limits.queued_total:
+            raise MailboxFull(
+                f"{len(self.tickets)} turns are accepted and not done, the most that "
+                "limits.queued_total allows; send again later"
+            )
+        self.hold(ticket, sender)
+
+    def hold(self, ticket: Ticket, sender: str) -> None:
+        """Count an accepted turn, whatever the bounds (work that moves or is brought back)."""
+        self.queued_by_sender[sender] = self.queued_by_sender.get(sender, 0) + 1
+        self.tickets[ticket.turn_id] = ticket
+
+    def release(self, turn_id: int, sender: str) -> None:
+        """The turn is over, or was not accepted after all."""
+        if self.tickets.pop(turn_id, None) is None:
+            return
+        left = self.queued_by_sender[sender] - 1
+        if left:
+            self.queued_by_sender[sender] = left
+        else:
+            del self.queued_by_sender[sender]
+
+    # -- events ------------------------------------------------------------------------------------
+
+    def subscribe(self) -> EventStream[tuple[ConversationInfo, Event]]:
+        """A stream of all conversations' events from now on."""
+        stream: EventStream[tuple[ConversationInfo, Event]] = EventStream(
+            self._limits.event_buffer, self._with_info, self._drop_stream
+        )
+        for state in self.conversations.values():
+            stream.join_midway(state)
+        self.streams.append(stream)
+        return stream
+
+    def publish(self, state: ConversationState, event: Event) -> None:
+        """Hand an event to everybody who reads all events."""
+        for stream in tuple(self.streams):
+            stream.push(state, event)
+
+    def end_streams(self) -> None:
+        """The runtime is over: every reader's iteration ends."""
+        for stream in tuple(self.streams):
+            stream.end()
+        self.streams.clear()
+
+    def _drop_stream(self, stream: EventStream[tuple[ConversationInfo, Event]]) -> None:
+        if stream in self.streams:
+            self.streams.remove(stream)
+
+    def _with_info(self, state: Any, event: Event) -> tuple[ConversationInfo, Event]:
+        return state.info(self._clock), event

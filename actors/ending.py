@@ -1,0 +1,146 @@
+"""How turns and conversations end before their time: cancel, close, suspend, detach, death."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from actors.conversation_core import ConversationCore
+from actors.errors import (
+    ConversationClosed,
+    HandlerFailed,
+    RuntimeClosed,
+)
+from actors.greenlet import GreenletFuture
+from actors.messages import (
+    Close,
+    ClosedTurnsStored,
+    ConversationStopped,
+    Steer,
+    Submit,
+)
+from actors.storage import notify
+from actors.ticket import Ticket
+from actors.transfer import MovedConversation
+from actors.turn import Turn
+from actors.workqueue import CompactionWork, Work
+from persistence.records import StopReason, TurnResult
+
+
+class Ending(ConversationCore):
+    """The part of a conversation actor that ends things. Nobody who waits is left without an answer."""
+
+    def _cancel(self, turn_id: int | None) -> GreenletFuture[bool]:
+        reply: GreenletFuture[bool] = GreenletFuture()
+        turn = self._activity
+        if isinstance(turn, CompactionWork) and turn_id is None:
+            if turn.greenlet is not None:
+                turn.greenlet.kill(block=False)
+            reply.set(False)
+        elif isinstance(turn, Turn) and turn_id in (None, turn.ticket.turn_id):
+            self._cancels.setdefault(turn.ticket.turn_id, []).append((reply, turn_id is None))
+            turn.cancel()
+        elif turn_id is not None and self._end_unrun(lambda queued: queued.turn_id == turn_id, "cancelled"):
+            self._cancels.setdefault(turn_id, []).append((reply, False))
+        else:
+            reply.set(False)
+        return reply
+
+    def _end_unrun(self, which: Callable[[Ticket], bool], stop_reason: StopReason = "closed") -> bool:
+        """End accepted turns that have not run, as `closed` or `cancelled`; whether there were any."""
+        tickets = tuple(self._queue.take_accepted(which))
+        if not tickets:
+            return False
+        results = tuple(
+            TurnResult("", stop_reason, conversation_id=self._state.id, turn_id=ticket.turn_id)
+            for ticket in tickets
+        )
+        notice = partial(ClosedTurnsStored, tickets, results)
+        ref = self.actor_ref
+        if self._journal is None:
+            notify(ref, notice())  # by message, so that whoever asked is listed first
+        else:
+            self._writes += 1
+            self._journal.end_unrun(tickets, results, lambda error: notify(ref, notice(error)))
+        return True
+
+    def _closed_turns_stored(self, message: ClosedTurnsStored) -> None:
+        if self._journal is not None:
+            self._writes -= 1
+        for ticket, result in zip(message.tickets, message.results, strict=True):
+            self._services.directory.release(ticket.turn_id, self._state.sender)
+            if message.error is None:
+                self._finish(ticket, result)
+            else:
+                ticket.fail(message.error)
+            self._answer_cancels(ticket.turn_id, ended_it=message.error is None)
+        self._advance()
+
+    # -- the conversation itself -------------------------------------------------------------------
+
+    def _close(self, message: Close) -> None:
+        if not self._closing:
+            self._closing = True
+            self._refusal = ConversationClosed(f"conversation {self._state.id} is closed")
+            self._drop_compactions(self._refusal)
+            self._end_unrun(lambda _queued: True)
+        if message.mode == "now":
+            self._stop_activity()
+        self._advance()
+
+    def _settle(self) -> GreenletFuture[None]:
+        reply: GreenletFuture[None] = GreenletFuture()
+        self._settled.append(reply)
+        self._check_quiet()
+        return reply
+
+    def _suspend(self) -> GreenletFuture[None]:
+        reply: GreenletFuture[None] = GreenletFuture()
+        self._refusal = RuntimeClosed(
+            "the runtime is shut down; what a topic has accepted runs when the topic is opened again"
+        )
+        self._held = True
+        self._on_quiet = reply
+        self._drop_compactions(self._refusal)
+        self._stop_activity()
+        if self._journal is None:
+            self._end_unrun(lambda _queued: True)
+        self._check_quiet()
+        return reply
+
+    def _detach(self) -> GreenletFuture[MovedConversation]:
+        reply: GreenletFuture[MovedConversation] = GreenletFuture()
+        self._held = True
+        self._on_quiet = reply
+        self._check_quiet()
+        return reply
+
+    def on_undelivered(self, message: Any) -> None:
+        """A message that came too late: its sender hears so."""
+        if isinstance(message, Submit | Steer):
+            error = self._refusal or ConversationClosed(f"conversation {self._state.id} is closed")
+            message.ticket.fail(error)
+
+    def on_death(self, reason: BaseException | None) -> None:
+        """Whatever the actor died of, nobody waits for it in vain."""
+        if reason is None:
+            return
+        error = HandlerFailed(f"conversation {self._state.id} failed: {reason!r}")
+        error.__cause__ = reason
+        works: list[Work] = [*self._queue.take_all()]
+        if isinstance(self._activity, Turn):
+            self._activity.cancel()
+            works += [self._activity.ticket, *(steer.ticket for steer in self._activity.steers)]
+        elif self._activity is not None:
+            works.append(self._activity)
+        works += [w.ticket if isinstance(w, Submit | Steer) else w for w in self._early or ()]
+        self._fail(works, error)
+        for replies in self._cancels.values():
+            for reply, _ in replies:
+                reply.set(False)
+        for settled in self._settled:
+            settled.set(None)
+        if self._on_quiet is not None:
+            self._on_quiet.set_exception((type(error), error, None))
+        self._tell_registry(ConversationStopped(self._state.id, error))

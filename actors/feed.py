@@ -1,0 +1,120 @@
+"""Bounded event streams: a slow reader is told that it lagged, and never slows a turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, Generic, TypeVar
+
+from gevent.queue import Queue
+
+from actors.events import (
+    Done,
+    Event,
+    Lagged,
+    TextDelta,
+    TextEnd,
+    TextStart,
+    ThinkingDelta,
+    ThinkingEnd,
+    ThinkingStart,
+)
+
+T = TypeVar("T")
+
+_STARTS = (TextStart, ThinkingStart)
+_DELTAS = (TextDelta, ThinkingDelta)
+_ENDS = (TextEnd, ThinkingEnd)
+_END = object()
+
+
+class EventStream(Iterator[T], Generic[T]):
+    """An iterator over events that were pushed, at most `limit` behind.
+
+    Reading blocks the reading greenlet only. When the reader falls `limit` behind, events are dropped
+    until half of the buffer is read; then it gets one `Lagged` with their number. A segment that lost a
+    piece gives no further piece, so that deltas stay between a start and an end.
+
+    Args:
+        limit: events that may wait to be read.
+        wrap: makes the item that the reader gets from a source and an event.
+        on_close: called once with this stream when the reader closes it.
+    """
+
+    __slots__ = ("_broken", "_limit", "_missed", "_on_close", "_queue", "_wrap", "closed")
+
+    def __init__(
+        self,
+        limit: int,
+        wrap: Callable[[Any, Event], T],
+        on_close: Callable[[EventStream[T]], None] = lambda _stream: None,
+    ) -> None:
+        self._queue = Queue()
+        self._limit = limit
+        self._wrap = wrap
+        self._on_close = on_close
+        self._missed = 0
+        # Sources whose open segment lost a piece; a reader that comes in the middle of one has lost some.
+        self._broken: dict[Hashable, bool] = {}
+        self.closed = False
+
+    def push(self, source: Hashable, event: Event) -> None:
+        """Hand over an event; never blocks, never fails."""
+        if self.closed:
+            return
+        done = isinstance(event, Done)
+        waiting = self._queue.qsize()
+        room = done or waiting < (self._limit // 2 if self._missed else self._limit)
+        if not room or (self._broken and self._is_rest_of_broken(source, event)):
+            self._miss(source, event)
+            return
+        if self._missed:
+            self._queue.put_nowait(self._wrap(source, Lagged(self._missed)))
+            self._missed = 0
+        self._queue.put_nowait(self._wrap(source, event))
+
+    def join_midway(self, source: Hashable) -> None:
+        """Say that `source` may be in the middle of a segment whose start this reader did not get."""
+        self._broken[source] = True
+
+    def end(self, error: BaseException | None = None) -> None:
+        """No event follows: the reader's iteration stops, or raises `error`, after what is buffered."""
+        if not self.closed:
+            self._queue.put_nowait(error if error is not None else _END)
+
+    def close(self) -> None:
+        """Stop reading. The turn goes on; other readers do not notice."""
+        if not self.closed:
+            self.closed = True
+            self._queue.put_nowait(_END)
+            self._on_close(self)
+
+    def _is_rest_of_broken(self, source: Hashable, event: Event) -> bool:
+        return source in self._broken and isinstance(event, _DELTAS + _ENDS)
+
+    def _miss(self, source: Hashable, event: Event) -> None:
+        if isinstance(event, _ENDS):
+            self._broken.pop(source, None)
+        elif isinstance(event, _STARTS + _DELTAS):
+            self._broken[source] = True
+        self._missed += 1
+
+    def __iter__(self) -> EventStream[T]:
+        return self
+
+    def __next__(self) -> T:
+        if self.closed and self._queue.empty():
+            raise StopIteration
+        item = self._queue.get()
+        if item is _END:
+            self.closed = True
+            raise StopIteration
+        if isinstance(item, BaseException):
+            self.closed = True
+            raise item
+        return item  # type: ignore[no-any-return]  # gevent's Queue is untyped; push wrapped it as T
+
+    def __enter__(self) -> EventStream[T]:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()

@@ -1,0 +1,109 @@
+"""A conversation's live history: its entries, and the same in the form that models are asked in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from actors.models.base import Message
+from persistence.records import HistoryEntry, ToolCall
+
+INTERRUPTED = "interrupted: the turn was cancelled before this call gave a result"
+CHARS_PER_TOKEN = 4
+
+
+def to_wire(entry: HistoryEntry, viewer: str = "") -> Message:
+    """One entry in OpenAI chat form, as the agent `viewer` sees it.
+
+    "" is the conversation's own agent. What another agent said is shown as a user message inside
+    `<from agent="name">` tags, so that a model never takes it for its own words.
+    """
+    if entry.role == "assistant" and entry.agent and entry.agent != viewer:
+        return {"role": "user", "content": f'<from agent="{entry.agent}">\n{entry.content}\n</from>'}
+    if entry.role == "tool":
+        return {"role": "tool", "tool_call_id": entry.tool_call_id, "content": entry.content}
+    if entry.tool_calls:
+        return {
+            "role": "assistant",
+            "content": entry.content or None,
+            "tool_calls": [_call_to_wire(call) for call in entry.tool_calls],
+        }
+    return {"role": entry.role, "content": entry.content}
+
+
+def _call_to_wire(call: ToolCall) -> dict[str, Any]:
+    return {
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
+
+
+def entry_chars(entry: HistoryEntry) -> int:
+    """Characters of an entry that a model has to read."""
+    calls = sum(len(call.name) + len(call.arguments) for call in entry.tool_calls)
+    return len(entry.content) + calls
+
+
+class LiveHistory:
+    """What the model is shown of a conversation. Entries are only added, or replaced by a summary.
+
+    The conversation actor alone changes it, and only with what is committed. `entries` and `wire` grow
+    in place; a summary puts new lists there, so whoever holds a list keeps what it saw.
+    """
+
+    __slots__ = ("chars", "entries", "wire")
+
+    def __init__(self, entries: Iterable[HistoryEntry] = ()) -> None:
+        self.entries: list[HistoryEntry] = []
+        self.wire: list[Message] = []
+        self.chars = 0
+        self.extend(entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def extend(self, entries: Iterable[HistoryEntry]) -> None:
+        """Add committed entries at the end."""
+        for entry in entries:
+            self.entries.append(entry)
+            self.wire.append(to_wire(entry))
+            self.chars += entry_chars(entry)
+
+    def replace(self, summary: HistoryEntry) -> None:
+        """Let `summary` stand for all entries so far."""
+        self.entries = [summary]
+        self.wire = [to_wire(summary)]
+        self.chars = entry_chars(summary)
+
+    def seen_by(self, viewer: str) -> list[Message]:
+        """A copy of the history in wire form, as `viewer` sees it ("" is the own agent)."""
+        if not viewer:
+            return self.wire.copy()
+        return [to_wire(entry, viewer) for entry in self.entries]
+
+
+def interrupted_results(
+    calls: Sequence[ToolCall], results: Sequence[HistoryEntry | None]
+) -> list[HistoryEntry]:
+    """A result for every call, in call order: those without one get an `interrupted` result."""
+    return [
+        result if result is not None else tool_result(call, INTERRUPTED)
+        for call, result in zip(calls, results, strict=True)
+    ]
+
+
+def tool_result(call: ToolCall, output: str) -> HistoryEntry:
+    """The entry that answers `call`."""
+    return HistoryEntry("tool", output, tool_call_id=call.id, name=call.name)
+
+
+def resumed(
+    archive: str | None, archive_content: str | None, live: Sequence[HistoryEntry]
+) -> list[HistoryEntry]:
+    """The history of a session that is brought back: its archive as the first user entry, then `live`."""
+    if archive is None:
+        return list(live)
+    if archive_content is None:
+        return [HistoryEntry("user", f"[archived context unavailable: {archive}]"), *live]
+    return [HistoryEntry("user", archive_content), *live]

@@ -1,0 +1,419 @@
+"""Every mailbox message: requests (verbs) first, then notices (past tense).
+
+A request is asked: its handler returns the reply, or a future of it where the reply has to wait.
+Notices are told, by child greenlets and by the database thread's answers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from actors.config import AgentConfig
+    from actors.ticket import SteerRequest, Ticket
+    from actors.topics import TopicRouter
+    from actors.transfer import MovedConversation
+    from actors.turn import Turn
+    from persistence.records import (
+        HistoryEntry,
+        SessionSummary,
+        StoredSession,
+        TurnResult,
+        UnfinishedWork,
+    )
+
+CloseMode = Literal["drain", "now"]
+
+# -- requests to the registry ----------------------------------------------------------------------
+
+
+@frozen
+class PutAgent:
+    """Register an agent. Reply: None. Fails with AgentExists unless `replace`, InvalidConfig."""
+
+    config: AgentConfig
+    replace: bool = False
+    ephemeral: bool = False
+
+
+@frozen
+class RemoveAgent:
+    """Forget an agent. Reply: whether it was registered."""
+
+    name: str
+    ephemeral: bool = False
+
+
+@frozen
+class GetOrCreate:
+    """The pair's conversation. Reply: its id. Fails with AgentNotRegistered."""
+
+    agent: str
+    sender: str
+
+
+@frozen
+class SwitchTopic:
+    """Make a topic the pair's active one. Reply: a future of SwitchOutcome.
+
+    Fails with AgentNotRegistered, DescriptionRequired, StorageError.
+    """
+
+    agent: str
+    sender: str
+    title: str
+    description: str | None
+
+
+@frozen
+class LoadSession:
+    """Bring a stored session to life. Reply: a future of the id.
+
+    Fails with SessionNotFound, AgentNotRegistered, StorageError.
+    """
+
+    handle: str
+
+
+@frozen
+class CloseConversation:
+    """Close a conversation. Reply: a future of whether this request closed it."""
+
+    conversation_id: int
+    mode: CloseMode
+
+
+@frozen
+class FindHandle:
+    """Reply: the id of the live conversation of a stored session, or None."""
+
+    handle: str
+
+
+@frozen
+class BeginTransfer:
+    """Let no conversation open or close from now on. Reply: the refs of all live ones, by id."""
+
+
+@frozen
+class EndTransfer:
+    """The transfer is over. `moved`: forget every conversation; else go on as before. Reply: None."""
+
+    moved: bool
+
+
+@frozen
+class DescribeRouting:
+    """Reply: (a copy of the routers, the next free id)."""
+
+
+@frozen
+class CheckAdoption:
+    """Reply: None if conversations of these agents could come here. Fails with AgentNotRegistered,
+    ConversationExists, RuntimeClosed."""
+
+    agents: tuple[str, ...]
+    ids: tuple[int, ...]
+
+
+@frozen
+class Adopt:
+    """Take over another runtime's conversations, routers and ids. Reply: None."""
+
+    conversations: tuple[MovedConversation, ...]
+    routers: Mapping[tuple[str, str], TopicRouter]
+    next_id: int
+
+
+@frozen
+class RefuseNewWork:
+    """The runtime is shutting down: nothing opens any more. Reply: the refs of all live conversations."""
+
+
+# -- requests to a conversation --------------------------------------------------------------------
+
+
+@frozen
+class OpenSession:
+    """Load the session `handle`, or find or create the topic's. Told by the registry, first of all.
+
+    `description` is what a new topic needs, `scope` where it goes in memory. The registry hears
+    ConversationOpened or OpeningFailed.
+    """
+
+    handle: str | None
+    description: str | None
+    scope: str
+
+
+@frozen
+class Submit:
+    """Take a turn. Told, not asked: the ticket is the reply, accepted or failed."""
+
+    ticket: Ticket
+
+
+@frozen
+class Steer:
+    """Put a message into the running turn at its next step boundary. Told; the ticket is the reply.
+
+    Fails, through the ticket, with NoActiveTurn, MailboxFull, ConversationClosed, StorageError.
+    """
+
+    ticket: Ticket
+
+
+@frozen
+class CancelTurn:
+    """Cancel the running turn, or with an id that turn, queued or running.
+
+    Reply: a future of whether it was there to cancel, set when its end is stored.
+    """
+
+    turn_id: int | None = None
+
+
+@frozen
+class Compact:
+    """Compact in the conversation's own order. Reply: a future of CompactOutcome.
+
+    Fails with CompactionFailed, ConversationClosed, StorageError.
+    """
+
+
+@frozen
+class Close:
+    """End: queued turns as `closed`, the running one by itself ("drain") or cancelled ("now").
+
+    Told by the registry, which hears ConversationStopped.
+    """
+
+    mode: CloseMode
+
+
+@frozen
+class Proceed:
+    """Go on with what is queued. Told to a conversation that has just moved in."""
+
+
+@frozen
+class Settle:
+    """Take nothing new; reply: a future of None, set when nothing runs and nothing waits."""
+
+
+@frozen
+class Suspend:
+    """Take nothing new, cancel what runs, keep what is queued in the journal, then stop.
+
+    Reply: a future of None, set when all is stored.
+    """
+
+
+@frozen
+class Detach:
+    """Finish the running turn, start no other, and hand everything over. Reply: a future of
+    MovedConversation, after which the actor is gone."""
+
+
+# -- requests to the memory actor ------------------------------------------------------------------
+
+
+@frozen
+class NameArchive:
+    """The next archive name of a slug. Reply: a future of the name; no other gets the same one."""
+
+    agent: str
+    scope: str
+    slug: str
+
+
+@frozen
+class Remember:
+    """Store a note. Reply: a future of the MemoryEntry."""
+
+    agent: str
+    scope: str
+    name: str
+    content: str
+    aliases: tuple[str, ...]
+
+
+@frozen
+class Forget:
+    """Delete a note. Reply: a future of whether it was there."""
+
+    agent: str
+    scope: str
+    name: str
+
+
+@frozen
+class Recall:
+    """Search memory, best first. Reply: a future of a list of MemoryEntry."""
+
+    agent: str
+    scope: str
+    query: str
+    limit: int
+    kind: str | None = None
+
+
+@frozen
+class ListMemory:
+    """Reply: a future of all MemoryEntry of a scope, in the order of their creation."""
+
+    agent: str
+    scope: str
+    kind: str | None = None
+
+
+# -- notices to the registry -----------------------------------------------------------------------
+
+
+@frozen
+class ConversationOpened:
+    """A conversation has its session."""
+
+    conversation_id: int
+    handle: str
+    resumed: bool
+
+
+@frozen
+class OpeningFailed:
+    """A conversation could not get its session, and is gone."""
+
+    conversation_id: int
+    error: BaseException
+
+
+@frozen
+class ConversationStopped:
+    """A conversation is gone: closed, or dead of `error`."""
+
+    conversation_id: int
+    error: BaseException | None = None
+
+
+@frozen
+class SessionLookedUp:
+    """The answer of the database to LoadSession: `request` is its reply future."""
+
+    handle: str
+    summary: SessionSummary | None
+    error: BaseException | None
+    request: Any
+
+
+# -- notices to a conversation ---------------------------------------------------------------------
+
+
+@frozen
+class SessionReady:
+    """The session is loaded or created; None where the topic is unknown and had no description."""
+
+    session: StoredSession | None
+    resumed: bool
+    unfinished: UnfinishedWork
+    error: BaseException | None = None
+
+
+@frozen
+class TurnJournalled:
+    """The accepted message's row is committed, or failed. `existing` was accepted under the same key."""
+
+    ticket: Ticket
+    error: BaseException | None = None
+    existing: Any = None
+
+
+@frozen
+class SteerJournalled:
+    """The accepted steer's row is committed, or failed."""
+
+    steer: SteerRequest
+    turn: Turn
+    error: BaseException | None = None
+
+
+@frozen
+class StepStored:
+    """A step of the running turn is committed (for a tmp chat: done)."""
+
+    turn: Turn
+    entries: tuple[HistoryEntry, ...]
+
+
+@frozen
+class TurnEnded:
+    """The running turn's greenlet is done; `entries` are still to be stored."""
+
+    turn: Turn
+    result: TurnResult
+    entries: tuple[HistoryEntry, ...]
+
+
+@frozen
+class TurnStored:
+    """The end of a turn is committed, or failed."""
+
+    ended: TurnEnded
+    leftovers: tuple[Ticket, ...]
+    error: BaseException | None = None
+
+
+@frozen
+class ClosedTurnsStored:
+    """Turns that ended without running are committed as `closed` or `cancelled`, or that failed."""
+
+    tickets: tuple[Ticket, ...]
+    results: tuple[TurnResult, ...]
+    error: BaseException | None = None
+
+
+@frozen
+class HistoryCompacted:
+    """The summary stands for the history (stored as `archive`, for a topic)."""
+
+    summary: str
+    archive: str | None
+
+
+@frozen
+class CompactionDone:
+    """A requested compaction's greenlet is done."""
+
+    error: BaseException | None = None
+    outcome: Any = None
+
+
+@frozen
+class AutomaticCompactionFailed:
+    """An automatic compaction failed; history is unchanged."""
+
+    error: str
+
+
+@frozen
+class TitleProposed:
+    """A title for a conversation that had none; "" when the model gave none."""
+
+    title: str
+
+
+# -- notices to the memory actor -------------------------------------------------------------------
+
+
+@frozen
+class ArchivesCounted:
+    """The highest stored number of a slug's archives is known."""
+
+    agent: str
+    scope: str
+    slug: str
+    highest: int
+    error: BaseException | None = None

@@ -1,0 +1,423 @@
+"""The registry actor: agents, topic routers, ids, and the directory of live conversations."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+import pykka
+from attrs import define, field
+
+from actors.conversation import ConversationActor
+from actors.errors import (
+    ConversationClosed,
+    DescriptionRequired,
+    InvalidInput,
+    RuntimeClosed,
+)
+from actors.greenlet import GreenletActor, GreenletFuture
+from actors.messages import (
+    Adopt,
+    BeginTransfer,
+    CheckAdoption,
+    Close,
+    CloseConversation,
+    CloseMode,
+    ConversationOpened,
+    ConversationStopped,
+    DescribeRouting,
+    EndTransfer,
+    FindHandle,
+    GetOrCreate,
+    LoadSession,
+    OpeningFailed,
+    OpenSession,
+    Proceed,
+    PutAgent,
+    RefuseNewWork,
+    RemoveAgent,
+    SessionLookedUp,
+    SwitchTopic,
+)
+from actors.services import Services
+from actors.state import ConversationState, SwitchOutcome
+from actors.storage import notify
+from actors.supervisor import ChildDied
+from actors.topics import TopicRouter
+from actors.transfer import MovedConversation
+from persistence import sessions
+from persistence.errors import SessionNotFound
+from persistence.records import SessionSummary
+
+logger = logging.getLogger("palaver.registry")
+
+Pair = tuple[str, str]
+
+
+@define(eq=False)
+class Waiter:
+    """Somebody who waits for a topic to open (or to have closed): the request, and its reply."""
+
+    request: SwitchTopic | LoadSession
+    reply: GreenletFuture[Any]
+
+
+@define(eq=False)
+class Opening:
+    """A conversation that has its id but not its session yet. `previous` was the active title before."""
+
+    pair: Pair
+    title: str
+    previous: str | None
+    waiters: list[Waiter]
+    routed: bool = True
+
+
+@define(eq=False)
+class Closing:
+    """A conversation that is on its way out. Requests for its topic wait until it is gone."""
+
+    reply: GreenletFuture[bool]
+    others: list[GreenletFuture[bool]] = field(factory=list)
+    waiters: list[Waiter] = field(factory=list)
+
+
+class RegistryActor(GreenletActor):
+    """Serializes routing, reservations, opening and closing. No handler ever waits.
+
+    Ids start at 1, only grow, and are never given twice, whatever fails.
+    """
+
+    def __init__(self, services: Services, supervisor: pykka.ActorRef[Any]) -> None:
+        super().__init__()
+        self._services = services
+        self._supervisor = supervisor
+        self._conversations = services.directory.conversations
+        self._next_id = 1
+        self._routers = services.directory.routers
+        self._handles: dict[str, int] = {}
+        self._opening: dict[int, Opening] = {}
+        self._closing: dict[int, Closing] = {}
+        self._closing_topics: dict[tuple[Pair, str], int] = {}
+        self._refusal: RuntimeClosed | None = None
+
+    def on_death(self, reason: BaseException | None) -> None:
+        if reason is not None:
+            notify(self._supervisor, ChildDied("registry", reason))
+
+    def on_receive(self, message: Any) -> Any:
+        match message:
+            case GetOrCreate():
+                return self._get_or_create(message)
+            case SwitchTopic():
+                return self._switch_topic(Waiter(message, GreenletFuture()))
+            case LoadSession():
+                return self._load(Waiter(message, GreenletFuture()))
+            case CloseConversation():
+                return self._close(message.conversation_id, message.mode)
+            case ConversationOpened():
+                return self._opened(message)
+            case OpeningFailed():
+                return self._opening_failed(message)
+            case ConversationStopped():
+                return self._stopped(message)
+            case SessionLookedUp():
+                return self._looked_up(message)
+            case PutAgent():
+                return self._services.agents.put(
+                    message.config, replace=message.replace, ephemeral=message.ephemeral
+                )
+            case RemoveAgent():
+                return self._services.agents.remove(message.name, ephemeral=message.ephemeral)
+            case FindHandle():
+                return self._handles.get(message.handle)
+            case RefuseNewWork():
+                self._refusal = RuntimeClosed("the runtime is shutting down and opens nothing new")
+                return self._refs()
+            case BeginTransfer():
+                return self._begin_transfer()
+            case EndTransfer():
+                return self._end_transfer(message.moved)
+            case DescribeRouting():
+                return {pair: _copy(router) for pair, router in self._routers.items()}, self._next_id
+            case CheckAdoption():
+                return self._check_adoption(message)
+            case Adopt():
+                return self._adopt(message)
+            case _:
+                raise TypeError(f"the registry does not understand {message!r}")
+
+    # -- routing -----------------------------------------------------------------------------------
+
+    def _get_or_create(self, message: GetOrCreate) -> int:
+        self._check_open()
+        self._services.agents.get(message.agent)
+        router = self._router((message.agent, message.sender))
+        current = router.current()
+        if current is None:
+            current = router.tmp = self._start(message.agent, message.sender, None).id
+        return current
+
+    def _switch_topic(self, waiter: Waiter) -> GreenletFuture[Any]:
+        request = waiter.request
+        assert isinstance(request, SwitchTopic)
+        self._check_open()
+        agent = self._services.agents.get(request.agent)
+        pair = (request.agent, request.sender)
+        closing = self._closing_of(pair, request.title)
+        if closing is not None:
+            closing.waiters.append(waiter)
+            return waiter.reply
+        router = self._router(pair)
+        live = router.by_title.get(request.title)
+        if live is None:
+            self._open(waiter, pair, request.title, None, request.description, agent.config.scope(pair[1]))
+        elif live in self._opening:
+            router.active = request.title
+            self._opening[live].waiters.append(waiter)
+        else:
+            router.active = request.title
+            waiter.reply.set(SwitchOutcome(live, True))
+        return waiter.reply
+
+    def _open(
+        self,
+        waiter: Waiter,
+        pair: Pair,
+        title: str,
+        handle: str | None,
+        description: str | None,
+        scope: str,
+    ) -> None:
+        """Reserve an id and start its conversation in one go: whoever asks next gets the same one."""
+        state = self._start(*pair, title)
+        router = self._router(pair)
+        opening = Opening(pair, title, router.active, [waiter])
+        if isinstance(waiter.request, SwitchTopic):
+            router.reserve(title, state.id)
+        elif title not in router.by_title:
+            router.by_title[title] = state.id  # loading a session does not switch to it
+        else:
+            opening.routed = False  # an older session of a title whose newest one is live
+        self._opening[state.id] = opening
+        if handle is not None:
+            state.handle = handle
+            self._handles[handle] = state.id
+        assert state.ref is not None
+        state.ref.tell(OpenSession(handle, description, scope))
+
+    def _start(self, agent: str, sender: str, topic: str | None) -> ConversationState:
+        state = ConversationState(self._next_id, agent, sender, topic, self._services.clock.monotonic())
+        self._next_id += 1
+        ConversationActor.start(self._services, state)
+        self._conversations[state.id] = state
+        return state
+
+    def _opened(self, notice: ConversationOpened) -> None:
+        opening = self._opening.pop(notice.conversation_id)
+        self._handles[notice.handle] = notice.conversation_id
+        for waiter in opening.waiters:
+            if notice.conversation_id in self._closing:
+                error = ConversationClosed(f"the topic {opening.title!r} was closed while it opened")
+                _refuse(waiter.reply, error)
+            elif isinstance(waiter.request, SwitchTopic):
+                # A topic that this very opening created is new to everybody who waited for it.
+                waiter.reply.set(SwitchOutcome(notice.conversation_id, notice.resumed))
+            else:
+                self._again(waiter)
+
+    def _opening_failed(self, notice: OpeningFailed) -> None:
+        opening = self._opening.pop(notice.conversation_id)
+        router = self._router(opening.pair)
+        router.roll_back(opening.title, notice.conversation_id, opening.previous)
+        self._forget(notice.conversation_id)
+        for waiter in opening.waiters:
+            described = isinstance(waiter.request, SwitchTopic) and waiter.request.description is not None
+            if isinstance(notice.error, DescriptionRequired) and described:
+                self._again(waiter)  # the one who came first had no description, this one has
+            else:
+                _refuse(waiter.reply, notice.error)
+        self._end_closing(notice.conversation_id)
+
+    def _again(self, waiter: Waiter) -> None:
+        """Take a request that had to wait as if it came now."""
+        try:
+            if isinstance(waiter.request, SwitchTopic):
+                self._switch_topic(waiter)
+            else:
+                self._load(waiter)
+        except Exception as error:
+            _refuse(waiter.reply, error)
+
+    # -- loading -----------------------------------------------------------------------------------
+
+    def _load(self, waiter: Waiter) -> GreenletFuture[Any]:
+        self._check_open()
+        request, ref = waiter.request, self.actor_ref
+        assert isinstance(request, LoadSession)
+        live = self._handles.get(request.handle)
+        if live is not None and live in self._closing:
+            self._closing[live].waiters.append(waiter)
+        elif live is not None and live in self._opening:
+            self._opening[live].waiters.append(waiter)
+        elif live is not None:
+            waiter.reply.set(live)
+        else:
+            self._services.store.submit(
+                partial(sessions.find_session, handle=request.handle),
+                lambda found, error: notify(ref, SessionLookedUp(request.handle, found, error, waiter)),
+            )
+        return waiter.reply
+
+    def _looked_up(self, notice: SessionLookedUp) -> None:
+        waiter: Waiter = notice.request
+        if notice.error is not None:
+            _refuse(waiter.reply, notice.error)
+        elif notice.summary is None:
+            _refuse(waiter.reply, SessionNotFound(f"no stored session has the handle {notice.handle!r}"))
+        else:
+            try:
+                self._load_known(waiter, notice.summary)
+            except Exception as error:
+                _refuse(waiter.reply, error)
+
+    def _load_known(self, waiter: Waiter, summary: SessionSummary) -> None:
+        self._check_open()
+        agent = self._services.agents.get(summary.agent)
+        pair = (summary.agent, summary.sender)
+        live = self._router(pair).by_title.get(summary.topic)
+        closing = self._closing_of(pair, summary.topic)
+        if summary.handle in self._handles:
+            self._load(waiter)
+        elif closing is not None:
+            closing.waiters.append(waiter)
+        elif live is not None and live in self._opening:
+            self._opening[live].waiters.append(waiter)  # perhaps this very session: known once it is open
+        else:
+            self._open(waiter, pair, summary.topic, summary.handle, None, agent.config.scope(summary.sender))
+
+    # -- closing -----------------------------------------------------------------------------------
+
+    def _close(self, conversation_id: int, mode: CloseMode) -> GreenletFuture[bool]:
+        reply: GreenletFuture[bool] = GreenletFuture()
+        state = self._conversations.get(conversation_id)
+        if state is None:
+            reply.set(False)
+            return reply
+        closing = self._closing.get(conversation_id)
+        if closing is not None:
+            closing.others.append(reply)
+        else:
+            self._closing[conversation_id] = Closing(reply)
+            if state.topic is not None:
+                self._closing_topics[(state.agent, state.sender), state.topic] = conversation_id
+            self._drop_route(state)
+        assert state.ref is not None
+        notify(state.ref, Close(mode))
+        return reply
+
+    def _stopped(self, notice: ConversationStopped) -> None:
+        if notice.error is not None:
+            logger.error("conversation %s died: %s", notice.conversation_id, notice.error)
+        opening = self._opening.pop(notice.conversation_id, None)
+        self._forget(notice.conversation_id)
+        for waiter in opening.waiters if opening is not None else ():
+            _refuse(waiter.reply, notice.error or ConversationClosed("the conversation was closed"))
+        self._end_closing(notice.conversation_id)
+
+    def _end_closing(self, conversation_id: int) -> None:
+        """The conversation is gone: answer who closed it, and whoever waits for its topic."""
+        closing = self._closing.pop(conversation_id, None)
+        if closing is None:
+            return
+        closing.reply.set(True)
+        for other in closing.others:
+            other.set(False)
+        for waiter in closing.waiters:
+            self._again(waiter)
+
+    def _forget(self, conversation_id: int) -> None:
+        state = self._conversations.pop(conversation_id, None)
+        if state is None:
+            return
+        self._drop_route(state)
+        if state.handle is not None and self._handles.get(state.handle) == conversation_id:
+            del self._handles[state.handle]
+        if state.topic is not None:
+            self._closing_topics.pop(((state.agent, state.sender), state.topic), None)
+
+    def _drop_route(self, state: ConversationState) -> None:
+        pair = (state.agent, state.sender)
+        router = self._routers.get(pair)
+        if router is not None:
+            router.drop(state.id)
+            if router.empty:
+                del self._routers[pair]
+
+    def _closing_of(self, pair: Pair, title: str) -> Closing | None:
+        conversation_id = self._closing_topics.get((pair, title))
+        return None if conversation_id is None else self._closing[conversation_id]
+
+    # -- moving to another runtime -----------------------------------------------------------------
+
+    def _begin_transfer(self) -> dict[int, Any]:
+        self._check_open()
+        if self._opening or self._closing:
+            raise RuntimeClosed("conversations are opening or closing; transfer when they are done")
+        self._refusal = RuntimeClosed("the runtime is being transferred and opens nothing new")
+        return self._refs()
+
+    def _end_transfer(self, moved: bool) -> None:
+        self._refusal = None
+        if moved:
+            self._conversations.clear()
+            self._routers.clear()
+            self._handles.clear()
+
+    def _check_adoption(self, message: CheckAdoption) -> None:
+        self._check_open()
+        for agent in message.agents:
+            self._services.agents.get(agent)
+        taken = [conversation_id for conversation_id in message.ids if conversation_id in self._conversations]
+        if taken:
+            raise InvalidInput(
+                f"the other runtime has live conversations with the same ids ({taken[0]}, ...); "
+                "transfer to one that has opened none of its own"
+            )
+
+    def _adopt(self, message: Adopt) -> None:
+        for moved in message.conversations:
+            self._adopt_one(moved)
+        for pair, router in message.routers.items():
+            mine = self._router(pair)
+            mine.by_title.update(router.by_title)
+            mine.tmp = router.tmp if router.tmp is not None else mine.tmp
+            mine.active = router.active if router.active is not None else mine.active
+        self._next_id = max(self._next_id, message.next_id)
+
+    def _adopt_one(self, moved: MovedConversation) -> None:
+        self._conversations[moved.state.id] = moved.state
+        if moved.state.handle is not None:
+            self._handles[moved.state.handle] = moved.state.id
+        ConversationActor.start(self._services, moved.state, moved).tell(Proceed())
+
+    # -- small things ------------------------------------------------------------------------------
+
+    def _router(self, pair: Pair) -> TopicRouter:
+        return self._routers.setdefault(pair, TopicRouter())
+
+    def _refs(self) -> dict[int, Any]:
+        return {conversation_id: state.ref for conversation_id, state in self._conversations.items()}
+
+    def _check_open(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+
+
+def _copy(router: TopicRouter) -> TopicRouter:
+    return TopicRouter(router.tmp, router.active, dict(router.by_title))
+
+
+def _refuse(reply: GreenletFuture[Any], error: BaseException) -> None:
+    reply.set_exception((type(error), error, None))

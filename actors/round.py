@@ -1,0 +1,135 @@
+"""One model round: a stream of chunks becomes events and one whole answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import frozen
+
+from actors.errors import ModelError
+from actors.events import (
+    Event,
+    TextDelta,
+    TextEnd,
+    TextStart,
+    ThinkingDelta,
+    ThinkingEnd,
+    ThinkingStart,
+    ToolCallsBegin,
+)
+from actors.models.base import Chunk, Model, ModelRequest, ToolCallDelta
+from actors.text import mend_text
+from persistence.records import ToolCall, Usage
+
+Emit = Callable[[Event], None]
+
+
+@frozen
+class Round:
+    """A whole answer of a model."""
+
+    text: str
+    reasoning: str
+    calls: tuple[ToolCall, ...]
+    finish_reason: str | None
+    usage: Usage | None
+
+    @property
+    def said_nothing(self) -> bool:
+        """Neither text nor calls."""
+        return not self.text and not self.calls
+
+
+def run_round(model: Model, request: ModelRequest, emit: Emit | None) -> Round:
+    """Ask a model and read its whole answer, in the calling greenlet.
+
+    Args:
+        emit: gets the events of the stream as they come; None where nobody listens.
+
+    Raises:
+        ModelError: the stream ended without a finish reason after something was said.
+        BaseException: whatever the model raised. The stream is closed in any case.
+    """
+    reader = _Reader(emit)
+    stream = model.stream(request)
+    try:
+        for chunk in stream:
+            reader.take(chunk)
+    finally:
+        close = getattr(stream, "close", None)  # generators have one, other iterators need not
+        if close is not None:
+            close()
+    return reader.whole(request)
+
+
+class _Reader:
+    """Collects chunks; keeps at most one segment open."""
+
+    def __init__(self, emit: Emit | None) -> None:
+        self._emit = emit
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: dict[int, list[Any]] = {}  # index -> [id, name, pieces of arguments]
+        self._finish_reason: str | None = None
+        self._usage: Usage | None = None
+        self._open: type[Event] | None = None  # the end event that the open segment waits for
+
+    def take(self, chunk: Chunk) -> None:
+        if chunk.reasoning:
+            self._reasoning.append(chunk.reasoning)
+            if self._emit is not None:
+                self._segment(ThinkingStart, ThinkingEnd)
+                self._emit(ThinkingDelta(chunk.reasoning))
+        if chunk.text:
+            self._text.append(chunk.text)
+            if self._emit is not None:
+                self._segment(TextStart, TextEnd)
+                self._emit(TextDelta(chunk.text))
+        for delta in chunk.tool_calls:
+            self._take_call(delta)
+        if chunk.finish_reason is not None:
+            self._finish_reason = chunk.finish_reason
+        if chunk.usage is not None:
+            self._usage = chunk.usage
+
+    def _take_call(self, delta: ToolCallDelta) -> None:
+        first = not self._calls
+        call = self._calls.setdefault(delta.index, [None, None, []])
+        call[0] = call[0] or delta.id
+        call[1] = call[1] or delta.name
+        if delta.arguments:
+            call[2].append(delta.arguments)
+        if first and self._emit is not None:
+            self._segment(None, None)
+            self._emit(ToolCallsBegin(delta.name or ""))
+
+    def _segment(self, start: type[Event] | None, end: type[Event] | None) -> None:
+        if self._open is end or self._emit is None:
+            return
+        if self._open is not None:
+            self._emit(self._open())
+        self._open = end
+        if start is not None:
+            self._emit(start())
+
+    def whole(self, request: ModelRequest) -> Round:
+        self._segment(None, None)
+        text = mend_text("".join(self._text))
+        calls = self._whole_calls(request)
+        if self._finish_reason is None and (text or calls or self._reasoning):
+            raise ModelError(
+                "the model's answer ended without a finish reason: it was cut off, nothing of it is kept"
+            )
+        return Round(text, mend_text("".join(self._reasoning)), calls, self._finish_reason, self._usage)
+
+    def _whole_calls(self, request: ModelRequest) -> tuple[ToolCall, ...]:
+        calls: list[ToolCall] = []
+        taken: dict[str, bool] = {}
+        for index in sorted(self._calls):
+            call_id, name, pieces = self._calls[index]
+            if not call_id or call_id in taken:  # an endpoint that gives none, or the same one twice
+                call_id = f"call_{request.turn_id}_{len(request.messages)}_{index}"
+            taken[call_id] = True
+            calls.append(ToolCall(mend_text(call_id), mend_text(name or ""), mend_text("".join(pieces))))
+        return tuple(calls)

@@ -1,0 +1,40 @@
+"""What every actor of one runtime is handed at its start."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pykka
+from attrs import define, field
+
+from actors.agents import AgentTable
+from actors.config import Limits
+from actors.directory import Directory
+from actors.hooks import Hooks
+from actors.storage import Store
+from actors.tools import ToolRegistry
+from persistence.sources import Clock, Sources
+
+
+@define
+class Services:
+    """The parts of one runtime, wired in one place (`actors.system`)."""
+
+    sources: Sources
+    limits: Limits
+    store: Store
+    agents: AgentTable
+    tools: ToolRegistry
+    hooks: Hooks
+    directory: Directory
+    turn_ids: Iterator[int] = field(factory=lambda: itertools.count(1))
+    steer_ids: Iterator[int] = field(factory=lambda: itertools.count(1))
+    registry: pykka.ActorRef[Any] | None = None
+    memory: pykka.ActorRef[Any] | None = None
+
+    @property
+    def clock(self) -> Clock:
+        """The runtime's clock."""
+        return self.sources.clock

@@ -1,0 +1,259 @@
+"""A ticket: what the caller of a turn holds while the conversation owns the turn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pykka
+from attrs import frozen
+
+from actors.errors import ConversationNotFound, InvalidInput, ResultTimeout
+from actors.events import Done, Event
+from actors.feed import EventStream
+from actors.greenlet import GreenletFuture
+from actors.messages import CancelTurn
+from actors.own_turn import check_not_own_turn
+from persistence.records import (
+    STATE_OF_STOP,
+    TERMINAL_STATES,
+    HistoryEntry,
+    TurnResult,
+    TurnState,
+)
+
+OnBusy = Literal["enqueue", "reject", "interrupt", "steer"]
+ON_BUSY: tuple[OnBusy, ...] = ("enqueue", "reject", "interrupt", "steer")
+
+
+def _event_alone(_source: object, event: Event) -> Event:
+    return event
+
+
+class Ticket:
+    """One message that was handed to a conversation.
+
+    `state` is one of `queued running done failed cancelled closed`; exactly one of the last four is
+    reached, and never left. `turn_id` is the turn's; a steer that is put into a running turn takes on
+    that turn's id. Letting go of a ticket changes nothing: the turn ends and is stored.
+    """
+
+    __slots__ = (
+        "_accepted",
+        "_result",
+        "accepted_at",
+        "attempts",
+        "content",
+        "conversation_id",
+        "durable",
+        "followers",
+        "from_steer",
+        "guest",
+        "key",
+        "last_entry",
+        "on_busy",
+        "owner",
+        "sender",
+        "state",
+        "streams",
+        "tool_choice",
+        "turn_id",
+    )
+
+    def __init__(
+        self,
+        turn_id: int,
+        conversation_id: int,
+        content: str,
+        *,
+        sender: str = "",
+        guest: str | None = None,
+        key: str | None = None,
+        tool_choice: str | None = None,
+        on_busy: OnBusy = "enqueue",
+    ) -> None:
+        self.turn_id = turn_id
+        self.conversation_id = conversation_id
+        self.content = content
+        self.sender = sender
+        self.guest = guest
+        self.key = key
+        self.tool_choice = tool_choice
+        self.on_busy = on_busy
+        self.state: TurnState = "queued"
+        self.accepted_at = 0.0
+        self.attempts = 0  # how often it was started before
+        self.last_entry: HistoryEntry | None = None  # of the steps that an earlier life stored
+        self.durable = False
+        self.from_steer = False
+        self.owner: pykka.ActorRef[Any] | None = None
+        self.streams: list[EventStream[Event]] = []
+        self.followers: list[Ticket] = []
+        self._accepted: GreenletFuture[Ticket] = GreenletFuture()
+        self._result: GreenletFuture[TurnResult] = GreenletFuture()
+
+    def __repr__(self) -> str:
+        return f"<Ticket turn={self.turn_id} conversation={self.conversation_id} {self.state}>"
+
+    # -- for callers -------------------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        """Whether the turn has reached a terminal state."""
+        return self.state in TERMINAL_STATES
+
+    def result(self, timeout: float | None = None) -> TurnResult:
+        """Wait for the end of the turn, in the calling greenlet.
+
+        Args:
+            timeout: seconds to wait; None waits for as long as the turn takes.
+
+        Raises:
+            ResultTimeout: the wait is over; the turn goes on.
+            Deadlock: called by a tool or hook of a running turn of this very conversation.
+            StorageError: the turn's end could not be stored.
+            ConversationClosed, MailboxFull, RuntimeClosed: the message was never accepted, or the
+                runtime was shut down before its turn came.
+        """
+        if not self.done:
+            check_not_own_turn(self.conversation_id, f"the result of turn {self.turn_id}")
+        try:
+            result: TurnResult = self._result.get(timeout=timeout)
+        except pykka.Timeout as error:
+            raise ResultTimeout(
+                f"turn {self.turn_id} has not ended after {timeout} s; it goes on, ask its ticket again"
+            ) from error
+        return result
+
+    def wait_accepted(self, timeout: float | None = None) -> Ticket:
+        """Wait until the message is accepted (for a topic: stored); the ticket of its turn.
+
+        That is another ticket than this one when the same key was accepted before.
+
+        Raises:
+            As `result`.
+        """
+        try:
+            accepted: Ticket = self._accepted.get(timeout=timeout)
+        except pykka.Timeout as error:
+            raise ResultTimeout(
+                f"the message was not accepted within {timeout} s; it may be later"
+            ) from error
+        return accepted
+
+    def cancel(self) -> bool:
+        """Cancel the turn, queued or running, and wait until that is stored.
+
+        Returns:
+            True if this call ended it; False if it had ended before.
+        """
+        if self.done or self.owner is None:
+            return False
+        try:
+            waiting: GreenletFuture[bool] = self.owner.ask(CancelTurn(self.turn_id), block=True)
+        except pykka.ActorDeadError:
+            return False
+        return bool(waiting.get())
+
+    def events(self, limit: int = 1_024) -> Iterator[Event]:
+        """The turn's events from now on, ending with `Done`; only `Done` for a turn that has ended.
+
+        Args:
+            limit: events that may wait before `Lagged`.
+        """
+        return self.open_stream(limit, midway=self.state != "queued")
+
+    # -- for the conversation ----------------------------------------------------------------------
+
+    def open_stream(self, limit: int, *, midway: bool = False) -> EventStream[Event]:
+        """A stream of this turn's events; `midway` if the turn may be in the middle of a segment."""
+        stream: EventStream[Event] = EventStream(limit, _event_alone, self._drop_stream)
+        if midway:
+            stream.join_midway(None)
+        if self.done:
+            self._end_stream(stream)
+        else:
+            self.streams.append(stream)
+        return stream
+
+    def accept(self, by: Ticket | None = None) -> None:
+        """The message is accepted; `by` is the ticket that stands for the same key."""
+        self.durable = True
+        self._accepted.set(by if by is not None else self)
+
+    def follow(self, turn: Ticket) -> None:
+        """This steer was put into `turn`: it ends as that turn ends."""
+        self.turn_id = turn.turn_id
+        self.state = "running"
+        turn.followers.append(self)
+
+    def finish(self, result: TurnResult) -> None:
+        """The turn is over (and stored, for a topic): wake everybody who waits for it."""
+        if self.done:
+            return
+        self.state = STATE_OF_STOP[result.stop_reason]
+        self._result.set(result)
+        self._end_all(None)
+        for follower in self.followers:
+            follower.finish(result)
+        self.followers.clear()
+
+    def fail(self, error: BaseException) -> None:
+        """The message was not accepted, or its end not stored: everybody who waits gets `error`."""
+        if self.done:
+            return
+        self.state = "failed"
+        if not self.durable:
+            self._accepted.set_exception((type(error), error, None))
+        self._result.set_exception((type(error), error, None))
+        self._end_all(error)
+        for follower in self.followers:
+            follower.fail(error)
+        self.followers.clear()
+
+    def _end_all(self, error: BaseException | None) -> None:
+        for stream in self.streams:
+            if error is None:
+                self._end_stream(stream)
+            else:
+                stream.end(error)
+        self.streams.clear()
+
+    def _end_stream(self, stream: EventStream[Event]) -> None:
+        try:
+            stream.push(None, Done(self._result.get(timeout=0)))
+        except Exception as error:  # whatever the turn failed with is what the stream's reader gets
+            stream.end(error)
+        else:
+            stream.end()
+
+    def _drop_stream(self, stream: EventStream[Event]) -> None:
+        if stream in self.streams:
+            self.streams.remove(stream)
+
+
+@frozen
+class SteerRequest:
+    """An accepted steer: its journal id and its ticket."""
+
+    id: int
+    ticket: Ticket
+
+
+def check_on_busy(value: str) -> OnBusy:
+    """`value` as a busy policy.
+
+    Raises:
+        InvalidInput: naming the four.
+    """
+    for known in ON_BUSY:
+        if value == known:
+            return known
+    raise InvalidInput(f"on_busy must be one of {', '.join(ON_BUSY)}, not {value!r}")
+
+
+def unknown_conversation(conversation_id: int) -> ConversationNotFound:
+    """The error for an id that is not live."""
+    return ConversationNotFound(
+        f"no live conversation has the id {conversation_id}; get one with get_or_create, switch_topic or load"
+    )
