@@ -1,0 +1,268 @@
+"""Palaver: an actor-model runtime for agent conversations that loses nothing it has accepted.
+
+Every public name can be imported from here. They are looked up when first used, so that a program may
+`import palaver` before it lets gevent patch the process; nothing here patches anything.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from actors.config import AgentConfig, Limits
+    from actors.errors import (
+        AgentExists,
+        AgentNotRegistered,
+        AskTimeout,
+        CompactionFailed,
+        ConversationBusy,
+        ConversationClosed,
+        ConversationNotFound,
+        DescriptionRequired,
+        HandlerFailed,
+        InvalidConfig,
+        InvalidInput,
+        InvalidTitle,
+        KeyReused,
+        MailboxFull,
+        ModelError,
+        NoActiveTurn,
+        NotPatched,
+        ResultTimeout,
+        RuntimeClosed,
+        WrongThread,
+    )
+    from actors.events import (
+        Compacted,
+        CompactionSkipped,
+        ContextUsage,
+        Done,
+        Event,
+        Lagged,
+        TextDelta,
+        TextEnd,
+        TextStart,
+        ThinkingDelta,
+        ThinkingEnd,
+        ThinkingStart,
+        ToolCallsBegin,
+        ToolCallsComplete,
+        ToolCallsStart,
+        ToolResult,
+        UserSteered,
+    )
+    from actors.greenlet import Deadlock, GreenletActor, GreenletFuture
+    from actors.models.base import Chunk, Model, ModelRequest, ToolCallDelta
+    from actors.models.openai import OpenAIModel
+    from actors.models.scripted import Reply, ScriptedModel
+    from actors.state import CompactOutcome, ConversationInfo, ConversationSnapshot, SwitchOutcome
+    from actors.ticket import Ticket
+    from actors.tools import Tool, ToolContext
+    from palaver.runtime import Runtime, Stats
+    from persistence.errors import (
+        BacklogFull,
+        DatabaseInUse,
+        DatabaseTooNew,
+        DatabaseUnusable,
+        PalaverError,
+        RecordError,
+        SessionNotFound,
+        StorageError,
+    )
+    from persistence.records import (
+        HistoryEntry,
+        MemoryEntry,
+        SessionSummary,
+        ToolCall,
+        TurnResult,
+        Usage,
+    )
+
+__version__ = "0.1.0"
+
+# The same imports, for when the program runs: module -> names.
+_HOMES = {
+    "actors.config": (
+        "AgentConfig",
+        "Limits",
+    ),
+    "actors.errors": (
+        "AgentExists",
+        "AgentNotRegistered",
+        "AskTimeout",
+        "CompactionFailed",
+        "ConversationBusy",
+        "ConversationClosed",
+        "ConversationNotFound",
+        "DescriptionRequired",
+        "HandlerFailed",
+        "InvalidConfig",
+        "InvalidInput",
+        "InvalidTitle",
+        "KeyReused",
+        "MailboxFull",
+        "ModelError",
+        "NoActiveTurn",
+        "NotPatched",
+        "ResultTimeout",
+        "RuntimeClosed",
+        "WrongThread",
+    ),
+    "actors.events": (
+        "Compacted",
+        "CompactionSkipped",
+        "ContextUsage",
+        "Done",
+        "Event",
+        "Lagged",
+        "TextDelta",
+        "TextEnd",
+        "TextStart",
+        "ThinkingDelta",
+        "ThinkingEnd",
+        "ThinkingStart",
+        "ToolCallsBegin",
+        "ToolCallsComplete",
+        "ToolCallsStart",
+        "ToolResult",
+        "UserSteered",
+    ),
+    "actors.greenlet": (
+        "Deadlock",
+        "GreenletActor",
+        "GreenletFuture",
+    ),
+    "actors.models.base": (
+        "Chunk",
+        "Model",
+        "ModelRequest",
+        "ToolCallDelta",
+    ),
+    "actors.models.openai": ("OpenAIModel",),
+    "actors.models.scripted": (
+        "Reply",
+        "ScriptedModel",
+    ),
+    "actors.state": (
+        "CompactOutcome",
+        "ConversationInfo",
+        "ConversationSnapshot",
+        "SwitchOutcome",
+    ),
+    "actors.ticket": ("Ticket",),
+    "actors.tools": (
+        "Tool",
+        "ToolContext",
+    ),
+    "palaver.runtime": (
+        "Runtime",
+        "Stats",
+    ),
+    "persistence.errors": (
+        "BacklogFull",
+        "DatabaseInUse",
+        "DatabaseTooNew",
+        "DatabaseUnusable",
+        "PalaverError",
+        "RecordError",
+        "SessionNotFound",
+        "StorageError",
+    ),
+    "persistence.records": (
+        "HistoryEntry",
+        "MemoryEntry",
+        "SessionSummary",
+        "ToolCall",
+        "TurnResult",
+        "Usage",
+    ),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AgentConfig",
+    "AgentExists",
+    "AgentNotRegistered",
+    "AskTimeout",
+    "BacklogFull",
+    "Chunk",
+    "CompactOutcome",
+    "Compacted",
+    "CompactionFailed",
+    "CompactionSkipped",
+    "ContextUsage",
+    "ConversationBusy",
+    "ConversationClosed",
+    "ConversationInfo",
+    "ConversationNotFound",
+    "ConversationSnapshot",
+    "DatabaseInUse",
+    "DatabaseTooNew",
+    "DatabaseUnusable",
+    "Deadlock",
+    "DescriptionRequired",
+    "Done",
+    "Event",
+    "GreenletActor",
+    "GreenletFuture",
+    "HandlerFailed",
+    "HistoryEntry",
+    "InvalidConfig",
+    "InvalidInput",
+    "InvalidTitle",
+    "KeyReused",
+    "Lagged",
+    "Limits",
+    "MailboxFull",
+    "MemoryEntry",
+    "Model",
+    "ModelError",
+    "ModelRequest",
+    "NoActiveTurn",
+    "NotPatched",
+    "OpenAIModel",
+    "PalaverError",
+    "RecordError",
+    "Reply",
+    "ResultTimeout",
+    "Runtime",
+    "RuntimeClosed",
+    "ScriptedModel",
+    "SessionNotFound",
+    "SessionSummary",
+    "Stats",
+    "StorageError",
+    "SwitchOutcome",
+    "TextDelta",
+    "TextEnd",
+    "TextStart",
+    "ThinkingDelta",
+    "ThinkingEnd",
+    "ThinkingStart",
+    "Ticket",
+    "Tool",
+    "ToolCall",
+    "ToolCallDelta",
+    "ToolCallsBegin",
+    "ToolCallsComplete",
+    "ToolCallsStart",
+    "ToolContext",
+    "ToolResult",
+    "TurnResult",
+    "Usage",
+    "UserSteered",
+    "WrongThread",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'palaver' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(home), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,681 @@
+"""The face of Palaver: a blocking API over the actors, for greenlets."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, Literal, ParamSpec, TypeVar
+
+import gevent
+import pykka
+from attrs import frozen
+
+from actors import compaction
+from actors.config import AgentConfig, Limits
+from actors.errors import AskTimeout, ConversationClosed, InvalidInput, RuntimeClosed
+from actors.events import Event
+from actors.feed import EventStream
+from actors.greenlet import GreenletFuture
+from actors.messages import (
+    CancelTurn,
+    CloseConversation,
+    Compact,
+    FindHandle,
+    GetOrCreate,
+    LoadSession,
+    PutAgent,
+    RefuseNewWork,
+    RemoveAgent,
+    Settle,
+    Steer,
+    Submit,
+    Suspend,
+    SwitchTopic,
+)
+from actors.models.base import Model
+from actors.own_turn import check_not_own_turn
+from actors.state import (
+    CompactOutcome,
+    ConversationInfo,
+    ConversationSnapshot,
+    ConversationState,
+    SwitchOutcome,
+)
+from actors.storage import Worker
+from actors.system import System
+from actors.text import check_text, check_title
+from actors.ticket import OnBusy, Ticket, check_on_busy, unknown_conversation
+from actors.tools import Tool
+from palaver.memory import Memory
+from palaver.moving import transfer
+from palaver.threads import Owner, ThreadFuture
+from persistence import sessions
+from persistence.records import HistoryEntry, SessionSummary, TurnResult
+from persistence.sources import Sources
+from persistence.worker import DatabaseWorker
+
+logger = logging.getLogger("palaver.runtime")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+CLEAN_UP_S = 10.0
+LISTING_BURST = 2_000  # conversations listed before other greenlets get their turn
+NAME_CHARS = 200
+
+
+@frozen
+class Stats:
+    """Counts of one runtime, now.
+
+    `conversations` by state (`opening idle running closing`), `running` and `queued` turns,
+    `oldest_waiting_s` the age of the oldest queued turn of a topic (None if none waits), `database_*` the
+    worker's commits, jobs, waiting jobs and largest batch, `restarts` of actors, `closing_down` whether
+    new work is refused.
+    """
+
+    conversations: Mapping[str, int]
+    running: int
+    queued: int
+    oldest_waiting_s: float | None
+    commits: int
+    database_jobs: int
+    database_waiting: int
+    largest_batch: int
+    database_failed: str | None
+    subscribers: int
+    restarts: int
+    closing_down: bool
+
+
+class Runtime:
+    """A running Palaver. Open one with `Runtime.open`; it is a context manager that shuts down at the end.
+
+    All calls are for greenlets of the thread that opened it, and block the calling greenlet only. From
+    another thread there is `from_thread`; everything else raises `WrongThread` there. After `shutdown`
+    every call that starts something raises `RuntimeClosed`.
+    """
+
+    def __init__(self, system: System, path: str) -> None:
+        self._system = system
+        self._services = system.services
+        self._clock = system.services.clock
+        self._conversations = system.services.directory.conversations
+        self._owner = Owner()
+        self._refusal: RuntimeClosed | None = None
+        self._down: gevent.Greenlet | None = None
+        self.path = path
+        self.memory = Memory(self._ask_memory, self._scope, system.services.limits.content_chars)
+
+    # -- opening and shutting down -----------------------------------------------------------------
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        model: Model | Mapping[str, Model],
+        *,
+        tools: Iterable[Tool | Callable[..., Any]] = (),
+        hooks: Iterable[object] = (),
+        limits: Limits | None = None,
+        sources: Sources | None = None,
+        worker: Worker | None = None,
+    ) -> Runtime:
+        """Open a database and start the actors.
+
+        Args:
+            path: the SQLite file, made if it is missing; ":memory:" stores nothing beyond the process.
+            model: what answers; or a mapping from `AgentConfig.model` names to models.
+            tools: what models may call: `Tool`s, or functions that become tools.
+            hooks: objects with any of the four hook methods.
+            limits: bounds; the defaults if None.
+            sources: clock, random numbers and ids; the machine's if None. A simulation hands in its own.
+            worker: runs the database jobs; a thread on `path` if None.
+
+        Raises:
+            DatabaseInUse: another process or Runtime holds the file.
+            StorageError: the file cannot be used; the message says why.
+            InvalidConfig: a tool or hook that makes no sense.
+        """
+        if isinstance(model, str) or not (isinstance(model, Mapping) or hasattr(model, "stream")):
+            raise InvalidInput(
+                f"model must have a stream(request) method, or map names to models, not be {model!r}; "
+                "ScriptedModel() is one that needs no network"
+            )
+        limits = limits or Limits()
+        if worker is None:
+            notify = gevent.get_hub().loop.run_callback_threadsafe
+            worker = DatabaseWorker(path, notify=notify, backlog=limits.database_backlog)
+        system = System.start(
+            worker,
+            model,
+            tools=[tool if isinstance(tool, Tool) else Tool(tool) for tool in tools],
+            hooks=hooks,
+            limits=limits,
+            sources=sources or Sources(),
+        )
+        return cls(system, os.fspath(path))
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.shutdown()
+
+    def shutdown(self, drain: float = 30.0) -> None:
+        """Refuse new work, let accepted turns run for up to `drain` seconds, cancel what is left, commit
+        and close the file. Calling it again waits for the first call and changes nothing.
+
+        A turn that runs when the time is over ends `cancelled`. Turns of topics that are still queued stay
+        in the journal; those of tmp chats end `closed`.
+
+        Args:
+            drain: seconds; 0 cancels at once.
+        """
+        self._owner.check()
+        check_not_own_turn(None, "shutdown")
+        if self._down is None:
+            self._refusal = RuntimeClosed("the runtime is shut down; open a new one")
+            # In a greenlet of its own: whoever kills the caller, the file is closed in the end.
+            self._down = gevent.spawn(self._shut_down, drain)
+        self._down.get()
+
+    def _shut_down(self, drain: float) -> None:
+        refs = list(self._ask_registry(RefuseNewWork()).values())
+        self._wait_all([_ask_quietly(ref, Settle()) for ref in refs], drain)
+        self._wait_all([_ask_quietly(ref, Suspend()) for ref in refs], CLEAN_UP_S)
+        self._system.stop()
+
+    def _wait_all(self, waiting: Iterable[GreenletFuture[None] | None], seconds: float) -> None:
+        deadline = self._clock.monotonic() + seconds
+        for future in waiting:
+            if future is None:
+                continue
+            try:
+                future.get(timeout=max(0.0, deadline - self._clock.monotonic()))
+            except pykka.Timeout:
+                return
+            except Exception:
+                logger.exception("a conversation failed while the runtime shut down")
+
+    # -- agents ------------------------------------------------------------------------------------
+
+    def add_agent(self, config: AgentConfig) -> None:
+        """Register an agent.
+
+        Raises:
+            AgentExists: the name is taken.
+            InvalidConfig: an unknown model or tool.
+        """
+        self._put_agent(config)
+
+    def upsert_agent(self, config: AgentConfig) -> None:
+        """Register an agent, in place of one of the same name; running turns end as they began."""
+        self._put_agent(config, replace=True)
+
+    def remove_agent(self, name: str) -> bool:
+        """Forget an agent; whether it was registered. Its conversations stay, their turns fail."""
+        return bool(self._ask_registry(RemoveAgent(name)))
+
+    def agent(self, name: str) -> AgentConfig | None:
+        """The config of an agent, registered or ephemeral, or None."""
+        self._owner.check()
+        found = self._services.agents.find(name)
+        return None if found is None else found.config
+
+    def agents(self) -> list[AgentConfig]:
+        """The registered agents, in the order of registration; ephemeral ones are left out."""
+        self._owner.check()
+        return self._services.agents.registered()
+
+    def add_ephemeral(self, config: AgentConfig) -> None:
+        """Register an agent that listings leave out, for a job of its own. Errors as `add_agent`."""
+        self._put_agent(config, ephemeral=True)
+
+    def remove_ephemeral(self, name: str) -> bool:
+        """Forget an ephemeral agent; whether it was there."""
+        return bool(self._ask_registry(RemoveAgent(name, ephemeral=True)))
+
+    def _put_agent(self, config: AgentConfig, *, replace: bool = False, ephemeral: bool = False) -> None:
+        if not isinstance(config, AgentConfig):
+            raise InvalidInput(f"an agent is registered by an AgentConfig, not by {config!r}")
+        config = self._services.hooks.build_agent(config)
+        self._ask_registry(PutAgent(config, replace, ephemeral))
+
+    # -- finding and opening conversations ---------------------------------------------------------
+
+    def get_or_create(self, agent: str, sender: str) -> int:
+        """The pair's conversation: that of its active topic, else its tmp chat, made if need be.
+
+        Raises:
+            AgentNotRegistered, InvalidInput.
+        """
+        check_text(sender, what="the sender", most=NAME_CHARS)
+        conversation_id: int = self._ask_registry(GetOrCreate(agent, sender))
+        return conversation_id
+
+    def switch_topic(
+        self, agent: str, sender: str, title: str, description: str | None = None
+    ) -> SwitchOutcome:
+        """Make a topic the pair's active one: the live one, the latest stored one, or a new one.
+
+        Args:
+            title: one line, up to 200 characters; the same title is the same topic.
+            description: what the topic is about; needed when it is new, kept as its memory entry.
+
+        Raises:
+            AgentNotRegistered, InvalidTitle, StorageError.
+            DescriptionRequired: the topic is new; the topic that was active before stays active.
+        """
+        check_text(sender, what="the sender", most=NAME_CHARS)
+        title = check_title(title)
+        if description is not None:
+            check_text(
+                description, what="the description", empty=True, most=self._services.limits.content_chars
+            )
+            description = description.strip() or None
+        outcome: SwitchOutcome = self._ask_registry(SwitchTopic(agent, sender, title, description))
+        return outcome
+
+    def load(self, handle: str) -> int:
+        """Bring a stored session to life; one that is live already gives its live id.
+
+        Raises:
+            SessionNotFound, AgentNotRegistered, StorageError.
+        """
+        check_text(handle, what="the handle", most=NAME_CHARS)
+        conversation_id: int = self._ask_registry(LoadSession(handle))
+        return conversation_id
+
+    def close(self, cid: int, *, mode: Literal["drain", "now"] = "drain") -> bool:
+        """Close a conversation; nothing starts in it once this has returned.
+
+        Args:
+            mode: "drain" lets the running turn finish, "now" cancels it. Queued turns end as `closed`.
+
+        Returns:
+            True if this call closed it, False if it is unknown or another call did.
+        """
+        if mode not in ("drain", "now"):
+            raise InvalidInput(f'mode must be "drain" or "now", not {mode!r}')
+        if mode == "drain":
+            check_not_own_turn(cid, f"closing conversation {cid}")
+        closed: bool = self._ask_registry(CloseConversation(cid, mode), waits=True)
+        return closed
+
+    # -- turns -------------------------------------------------------------------------------------
+
+    def send(
+        self,
+        cid: int,
+        content: str,
+        *,
+        sender: str = "",
+        guest: str | None = None,
+        on_busy: OnBusy = "enqueue",
+        key: str | None = None,
+        tool_choice: str | None = None,
+        timeout: float | None = None,
+    ) -> TurnResult:
+        """Send a message and wait for the turn's result; for a topic, it is committed.
+
+        Args:
+            content: the message.
+            sender: who says it, in the history; the conversation's sender if "".
+            guest: another registered agent that answers this one turn, in text only.
+            on_busy: when a turn runs or waits: "enqueue" behind it, "reject", "interrupt" it, or "steer" it.
+            key: idempotency key, one per message of this agent and sender: the same key and content give
+                the first one's result.
+            tool_choice: "auto", "none", "required" or a tool's name, for the first model round.
+            timeout: seconds to wait; the turn goes on when they are over.
+
+        Raises:
+            ConversationNotFound, ConversationBusy, ConversationClosed, MailboxFull, KeyReused,
+            InvalidInput, AgentNotRegistered (an unknown guest), ResultTimeout, StorageError.
+            A model failure is no exception but a result with `stop_reason="error"`.
+        """
+        ticket = self._ticket(cid, content, sender, guest, on_busy, key, tool_choice)
+        self._hand_over(ticket)
+        if key is not None:
+            ticket = ticket.wait_accepted(timeout)
+        return ticket.result(timeout)
+
+    def submit(
+        self,
+        cid: int,
+        content: str,
+        *,
+        sender: str = "",
+        guest: str | None = None,
+        on_busy: OnBusy = "enqueue",
+        key: str | None = None,
+        tool_choice: str | None = None,
+        timeout: float | None = None,
+    ) -> Ticket:
+        """Send a message and return once it is accepted: for a topic, its row is committed.
+
+        Arguments and errors as `send`; `timeout` is for the acceptance.
+        """
+        ticket = self._ticket(cid, content, sender, guest, on_busy, key, tool_choice)
+        self._hand_over(ticket)
+        return ticket.wait_accepted(timeout)
+
+    def stream(
+        self,
+        cid: int,
+        content: str,
+        *,
+        sender: str = "",
+        guest: str | None = None,
+        on_busy: OnBusy = "enqueue",
+        key: str | None = None,
+        tool_choice: str | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[Event]:
+        """Send a message and iterate over the turn's events, the last of which is `Done(result)`.
+
+        The message is accepted when this returns. Letting go of the iterator changes nothing: the turn ends
+        and is stored. Arguments and errors as `submit`; a storage error of the turn's end is raised by the
+        iterator.
+        """
+        ticket = self._ticket(cid, content, sender, guest, on_busy, key, tool_choice)
+        stream = ticket.open_stream(self._services.limits.event_buffer)
+        self._hand_over(ticket)
+        accepted = ticket.wait_accepted(timeout)
+        if accepted is not ticket:
+            return accepted.events(self._services.limits.event_buffer)
+        return stream
+
+    def steer(self, cid: int, content: str) -> Ticket:
+        """Put a message into the running turn at its next step boundary; accepted when this returns.
+
+        Steers are applied in order, all of them. One whose turn ends first becomes the next turn.
+
+        Raises:
+            NoActiveTurn, ConversationNotFound, ConversationClosed, MailboxFull, InvalidInput, StorageError.
+        """
+        ticket = self._ticket(cid, content, "", None, "steer", None, None)
+        self._tell(cid, Steer(ticket))
+        return ticket.wait_accepted()
+
+    def cancel(self, cid: int) -> bool:
+        """Cancel the running turn and wait for its clean-up; whether one was running.
+
+        Its completed steps stay stored; queued turns go on.
+
+        Raises:
+            ConversationNotFound.
+        """
+        return bool(self._ask_conversation(cid, CancelTurn()))
+
+    def _ticket(
+        self,
+        cid: int,
+        content: str,
+        sender: str,
+        guest: str | None,
+        on_busy: str,
+        key: str | None,
+        tool_choice: str | None,
+    ) -> Ticket:
+        check_text(content, what="the message", most=self._services.limits.content_chars)
+        if sender:
+            check_text(sender, what="the sender", most=NAME_CHARS)
+        if key is not None:
+            check_text(key, what="the key", most=NAME_CHARS)
+        if tool_choice is not None:
+            check_text(tool_choice, what="tool_choice", most=NAME_CHARS)
+        if guest is not None:
+            self._services.agents.get(guest)
+        if on_busy == "steer" and (key is not None or guest is not None):
+            raise InvalidInput(
+                'on_busy="steer" takes no key and no guest: a steer becomes part of another turn'
+            )
+        return Ticket(
+            next(self._services.turn_ids),
+            cid,
+            content,
+            sender=sender,
+            guest=guest,
+            key=key,
+            tool_choice=tool_choice,
+            on_busy=check_on_busy(on_busy),
+        )
+
+    def _hand_over(self, ticket: Ticket) -> None:
+        self._tell(ticket.conversation_id, Submit(ticket))
+
+    # -- summaries ---------------------------------------------------------------------------------
+
+    def summarize(self, cid: int) -> str | None:
+        """A summary of the live history by the agent's own model; nothing changes. None for an empty one.
+
+        Runs beside turns, on what is committed; only the calling greenlet waits.
+
+        Raises:
+            ConversationNotFound, AgentNotRegistered, CompactionFailed.
+        """
+        state = self._state(cid)
+        self._check_open()
+        if not state.history.entries:
+            return None
+        agent = self._services.agents.get(state.agent)
+        return compaction.summarize(self._services, state, agent, state.history.seen_by(""))
+
+    def compact(self, cid: int) -> CompactOutcome:
+        """Replace the live history by a summary, after the turns that were accepted before.
+
+        For a topic the summary is stored as an archive; the transcript stays whole.
+
+        Raises:
+            ConversationNotFound, ConversationClosed.
+            CompactionFailed, StorageError: nothing has changed.
+        """
+        check_not_own_turn(cid, f"compacting conversation {cid}")
+        outcome: CompactOutcome = self._ask_conversation(cid, Compact())
+        return outcome
+
+    # -- looking -----------------------------------------------------------------------------------
+
+    def list_active(self) -> list[ConversationInfo]:
+        """All live conversations, in the order in which they became live. Asks no conversation.
+
+        A long listing lets other greenlets run in between, so its lines may be moments apart.
+        """
+        self._owner.check()
+        infos: list[ConversationInfo] = []
+        for number, state in enumerate(list(self._conversations.values()), start=1):
+            infos.append(state.info(self._clock))
+            if number % LISTING_BURST == 0:
+                gevent.sleep(0)
+        return infos
+
+    def conversation(self, cid: int) -> ConversationSnapshot | None:
+        """A conversation as it is now, or None if the id is not live. Does not wait for a turn."""
+        self._owner.check()
+        state = self._conversations.get(cid)
+        return None if state is None else state.snapshot(self._clock)
+
+    def conversations(self) -> list[int]:
+        """The ids of all live conversations, in the order in which they became live."""
+        self._owner.check()
+        return list(self._conversations)
+
+    def conversation_count(self) -> int:
+        """How many conversations are live."""
+        self._owner.check()
+        return len(self._conversations)
+
+    def conversation_id(self, agent: str, sender: str) -> int | None:
+        """The pair's active conversation, or None; in constant time, and makes nothing."""
+        self._owner.check()
+        return self._services.directory.active(agent, sender)
+
+    def subscribe(self) -> EventStream[tuple[ConversationInfo, Event]]:
+        """All conversations' events from now on, as (info, event); close it when done.
+
+        A reader that falls `limits.event_buffer` behind gets `Lagged`. It ends with the runtime.
+        """
+        self._check_open()
+        return self._services.directory.subscribe()
+
+    def stats(self) -> Stats:
+        """Counts of this runtime, now."""
+        self._owner.check()
+        states = Counter(state.phase for state in self._conversations.values())
+        tickets = [*self._services.directory.tickets.values()]
+        waiting = [
+            ticket.accepted_at for ticket in tickets if ticket.state == "queued" and ticket.accepted_at
+        ]
+        worker = self._services.store.stats
+        return Stats(
+            conversations={
+                phase: states.get(phase, 0) for phase in ("opening", "idle", "running", "closing")
+            },
+            running=sum(ticket.state == "running" for ticket in tickets),
+            queued=sum(ticket.state == "queued" for ticket in tickets),
+            oldest_waiting_s=self._clock.wall() - min(waiting) if waiting else None,
+            commits=worker.commits,
+            database_jobs=worker.jobs,
+            database_waiting=worker.waiting,
+            largest_batch=worker.largest_batch,
+            database_failed=worker.failed,
+            subscribers=len(self._services.directory.streams),
+            restarts=0,
+            closing_down=self._refusal is not None,
+        )
+
+    # -- stored sessions ---------------------------------------------------------------------------
+
+    def sessions(
+        self, agent: str | None = None, sender: str | None = None, topic: str | None = None
+    ) -> list[SessionSummary]:
+        """Stored sessions, newest first, filtered by what is given."""
+        return self._job(partial(sessions.list_sessions, agent=agent, sender=sender, topic=topic))
+
+    def transcript(self, handle: str) -> list[HistoryEntry]:
+        """Every entry of a stored session, in order, compacted ones included.
+
+        Raises:
+            SessionNotFound.
+        """
+        return self._job(partial(sessions.transcript, handle=handle))
+
+    def delete_session(self, handle: str) -> bool:
+        """Delete a stored session, closing it first if it is live; whether it was there.
+
+        Its archives and its topic's entry stay in memory.
+        """
+        live = self._ask_registry(FindHandle(handle))
+        if live is not None:
+            self.close(live, mode="now")
+        return self._job(partial(sessions.delete_session, handle=handle))
+
+    def _job(self, job: Callable[..., T]) -> T:
+        self._check_open()
+        return self._services.store.call(job)
+
+    # -- other runtimes, other threads -------------------------------------------------------------
+
+    def transfer_to(self, other: Runtime) -> int:
+        """Move all live conversations, topic routers, queued turns and the id counter to another runtime
+        of this thread, which has a database of its own; stored sessions move with their memory.
+
+        Returns:
+            How many conversations moved.
+
+        Raises:
+            AgentNotRegistered, InvalidInput: the other cannot take them; nothing has moved.
+        """
+        self._check_open()
+        if not isinstance(other, Runtime) or other is self:
+            raise InvalidInput(f"conversations can be transferred to another Runtime, not to {other!r}")
+        other._check_open()
+        return transfer(self._services, other._services)
+
+    def from_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> ThreadFuture[T]:
+        """Run `function(*args)` in a greenlet of the runtime's thread; for calls from any other thread.
+
+        Returns:
+            A `concurrent.futures.Future` of its value, to be waited for in the other thread.
+        """
+        return self._owner.run(function, *args, **kwargs)
+
+    # -- asking ------------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        self._owner.check()
+        if self._refusal is not None:
+            raise self._refusal
+
+    def _state(self, cid: int) -> ConversationState:
+        self._owner.check()
+        state = self._conversations.get(cid)
+        if state is None:
+            raise unknown_conversation(cid)
+        return state
+
+    def _tell(self, cid: int, message: object) -> None:
+        self._check_open()
+        ref = self._state(cid).ref
+        assert ref is not None
+        try:
+            ref.tell(message)
+        except pykka.ActorDeadError as error:
+            raise ConversationClosed(f"conversation {cid} is closed") from error
+
+    def _ask_conversation(self, cid: int, message: object) -> Any:
+        self._check_open()
+        ref = self._state(cid).ref
+        assert ref is not None
+        try:
+            return self._answer(ref, message, waits=True)
+        except pykka.ActorDeadError as error:
+            raise ConversationClosed(f"conversation {cid} is closed") from error
+
+    def _ask_registry(self, message: object, *, waits: bool = False) -> Any:
+        self._owner.check()
+        if self._refusal is not None and not isinstance(message, RefuseNewWork):
+            raise self._refusal
+        registry = self._services.registry
+        assert registry is not None
+        try:
+            return self._answer(registry, message, waits=waits)
+        except pykka.ActorDeadError as error:
+            raise RuntimeClosed("the registry actor is gone, its log says why; open a new runtime") from error
+
+    def _ask_memory(self, message: object) -> Any:
+        self._check_open()
+        memory = self._services.memory
+        assert memory is not None
+        try:
+            return self._answer(memory, message, waits=False)
+        except pykka.ActorDeadError as error:
+            raise RuntimeClosed("the memory actor is gone, its log says why; open a new runtime") from error
+
+    def _answer(self, ref: pykka.ActorRef[Any], message: object, *, waits: bool) -> Any:
+        """An actor's reply; `waits` if a turn may have to end before it comes."""
+        timeout = self._services.limits.ask_timeout_s
+        try:
+            reply = ref.ask(message, timeout=timeout)
+            if isinstance(reply, GreenletFuture):
+                reply = reply.get(timeout=None if waits else timeout)
+        except pykka.Timeout as error:
+            raise AskTimeout(f"no answer to {type(message).__name__} within {timeout} s") from error
+        return reply
+
+    def _scope(self, agent: str, sender: str) -> str:
+        check_text(sender, what="the sender", most=NAME_CHARS)
+        return self._services.agents.get(agent).config.scope(sender)
+
+
+def _ask_quietly(ref: pykka.ActorRef[Any], message: object) -> GreenletFuture[None] | None:
+    """The future that a conversation answers with, or None if it is gone."""
+    try:
+        reply: GreenletFuture[None] = ref.ask(message, block=True)
+    except pykka.ActorDeadError:
+        return None
+    return reply

@@ -1,0 +1,280 @@
+"""What the tests of turns share: a runtime that is checked when it ends, races, and a model held by hand."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gevent
+from gevent import events as gevent_events
+from gevent.event import AsyncResult
+from gevent.queue import Queue
+
+from actors.services import Services
+from palaver import AgentConfig, HistoryEntry, ModelRequest, Reply, Runtime, ScriptedModel, Ticket, TurnResult
+from persistence.database import close_database, open_database
+from persistence.verify import verify
+
+AGENT = "crab"
+DEADLINE_S = 30.0
+OURS = ("/actors/", "/palaver/", "/persistence/")
+
+
+class Hangs(AssertionError):
+    """A test did not end in time: somebody waits for what never comes."""
+
+
+@contextmanager
+def deadline(seconds: float = DEADLINE_S) -> Iterator[None]:
+    """Fail what is still waiting after so many seconds."""
+    with gevent.Timeout(seconds, Hangs(f"not done after {seconds} s")):
+        yield
+
+
+# -- a runtime, and what must be true of it ------------------------------------------------------------
+
+
+@contextmanager
+def runtime(
+    path: Path | str, model: Any = None, *agents: AgentConfig, checked: bool = True, **options: Any
+) -> Iterator[Runtime]:
+    """A runtime with the agent "crab" (or those given) that must be at rest, and its file sound, at the end."""
+    rt = Runtime.open(path, ScriptedModel() if model is None else model, **options)
+    try:
+        for agent in agents or (AgentConfig(name=AGENT),):
+            rt.add_agent(agent)
+        yield rt
+        if checked:
+            assert_at_rest(rt)
+    except BaseException:
+        rt.shutdown(drain=0)
+        raise
+    rt.shutdown()
+    if checked and str(path) != ":memory:":
+        assert_sound(path)
+
+
+def services(rt: Runtime) -> Services:
+    """The parts of a runtime, for assertions about what must not be left in them."""
+    return rt._services  # noqa: SLF001 - counters that no caller can see must be back at 0 too
+
+
+def assert_at_rest(rt: Runtime) -> None:
+    """Nothing is counted as waiting or running, and the file is sound."""
+    directory = services(rt).directory
+    assert directory.tickets == {}
+    assert directory.queued_by_sender == {}
+    assert [state.queued for state in directory.conversations.values() if state.queued] == []
+    assert services(rt).store.call(verify) == []
+
+
+def assert_sound(path: Path | str) -> None:
+    """The closed file holds what it promises."""
+    assert in_file(path, verify) == []
+
+
+def in_file(path: Path | str, job: Callable[..., Any]) -> Any:
+    """The value of a database job on a closed file."""
+    db = open_database(path, create=False)
+    try:
+        return job(db)
+    finally:
+        close_database(db)
+
+
+def stored_states(rt: Runtime) -> dict[int, str]:
+    """The state of every turn, as the file has it."""
+    return services(rt).store.call(all_states)
+
+
+def all_states(db: Any) -> dict[int, str]:
+    """The database job of `stored_states`."""
+    return dict(db.execute("SELECT id, state FROM turns ORDER BY id").fetchall())
+
+
+def assert_memory_is_disk(rt: Runtime) -> None:
+    """Every live topic's history is the one that opening its session anew would give."""
+    from actors.history import resumed
+    from persistence import sessions
+
+    for cid in rt.conversations():
+        shown = rt.conversation(cid)
+        assert shown is not None
+        if shown.handle is None:
+            continue
+        stored = services(rt).store.call(functools.partial(sessions.load_session, handle=shown.handle))
+        again = resumed(stored.summary.archive, stored.archive_content, stored.live)
+        assert list(shown.history) == again
+        whole = rt.transcript(shown.handle)
+        assert whole[len(whole) - len(stored.live) :] == list(stored.live)
+
+
+def said(entries: Iterable[HistoryEntry], role: str = "user") -> list[str]:
+    """The contents of the entries of one role, in order."""
+    return [entry.content for entry in entries if entry.role == role]
+
+
+def exchanges(results: Iterable[TurnResult]) -> list[str]:
+    """What an echoing model's transcript must hold for these results: in order, each text twice."""
+    done = sorted((r for r in results if r.stop_reason == "text_response"), key=lambda r: r.turn_id)
+    return [text for result in done for text in (result.text, result.text)]
+
+
+# -- races ---------------------------------------------------------------------------------------------
+
+
+def race(calls: Iterable[Callable[[], Any]], *, seed: int | None = None) -> list[Any]:
+    """Run all calls at once, each in a greenlet; their values or exceptions, in the order given.
+
+    With a seed, they begin in a shuffled order, and some of them a few turns of the hub later.
+    """
+    rng = None if seed is None else random.Random(seed)
+    listed = list(calls)
+    order = list(range(len(listed)))
+    if rng is not None:
+        rng.shuffle(order)
+    begun: dict[int, gevent.Greenlet] = {}
+    for place in order:
+        yields = 0 if rng is None else rng.choice((0, 0, 0, 1, 2, 5, 10))
+        begun[place] = gevent.spawn(_outcome, listed[place], yields)
+    gevent.joinall(list(begun.values()))
+    return [begun[place].value for place in range(len(listed))]
+
+
+def _outcome(call: Callable[[], Any], yields: int) -> Any:
+    for _ in range(yields):
+        gevent.sleep(0)
+    try:
+        return call()
+    except Exception as error:
+        return error
+
+
+def kinds(outcomes: Iterable[Any]) -> Counter[str]:
+    """How many outcomes of each kind there were: an error's class, a result's stop reason, a type."""
+    return Counter(kind(outcome) for outcome in outcomes)
+
+
+def kind(outcome: Any) -> str:
+    """The word for one outcome."""
+    if isinstance(outcome, TurnResult):
+        return outcome.stop_reason
+    return type(outcome).__name__
+
+
+def settled(tickets: Iterable[Ticket]) -> list[Any]:
+    """The result of each ticket, or the exception it ended with."""
+    return [_outcome(ticket.result, 0) for ticket in tickets]
+
+
+# -- gevent's blocking monitor -------------------------------------------------------------------------
+
+
+@contextmanager
+def blocking_monitor(most_s: float = 0.1) -> Iterator[list[str]]:
+    """gevent's monitor watches this thread's hub; the stacks of our own code that held it too long."""
+    from gevent._monitor import PeriodicMonitoringThread
+
+    hub = gevent.get_hub()
+    before = gevent.config.max_blocking_time, gevent.config.print_blocking_reports
+    gevent.config.max_blocking_time, gevent.config.print_blocking_reports = most_s, False
+    blocks: list[str] = []
+
+    def note(event: object) -> None:  # in the monitor's thread
+        if isinstance(event, gevent_events.EventLoopBlocked) and event.hub is hub:
+            report = "\n".join(event.info)
+            if any(package in report for package in OURS):
+                blocks.append(report)
+
+    gevent_events.subscribers.append(note)
+    monitor = PeriodicMonitoringThread(hub)
+    try:
+        yield blocks
+    finally:
+        monitor.kill()
+        gevent_events.subscribers.remove(note)
+        gevent.config.max_blocking_time, gevent.config.print_blocking_reports = before
+
+
+def never_blocks_the_hub(test: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Run a test of `tmp_path` under the blocking monitor (0.1 s).
+
+    A busy machine may hold any code up, so one more run is allowed; code that blocks does so again.
+    """
+
+    @functools.wraps(test)
+    def watched(tmp_path: Path) -> None:
+        blocks: list[str] = []
+        for attempt in ("first", "second"):
+            folder = tmp_path / attempt
+            folder.mkdir()
+            with blocking_monitor() as blocks, deadline():
+                test(folder)
+            if not blocks:
+                return
+        raise AssertionError("the hub was blocked:\n" + "\n\n".join(blocks))
+
+    return watched
+
+
+# -- a model that the test answers by hand -------------------------------------------------------------
+
+
+class Held:
+    """One request that waits for its answer."""
+
+    def __init__(self, request: ModelRequest) -> None:
+        self.request = request
+        self.killed = False
+        self._answer: AsyncResult = AsyncResult()
+
+    def say(self, text: str = "", **reply: Any) -> None:
+        """Answer with a `Reply` of these fields."""
+        self._answer.set(Reply(text, **reply))
+
+    def fail(self, error: BaseException) -> None:
+        """Answer with an exception."""
+        self._answer.set(Reply(error=error))
+
+    def wait(self) -> Reply:
+        """For the model: the answer, once it is there."""
+        try:
+            reply: Reply = self._answer.get()
+        except gevent.GreenletExit:
+            self.killed = True
+            raise
+        return reply
+
+
+class HeldModel(ScriptedModel):
+    """A model whose turns wait until the test answers them; summaries and titles come by themselves."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(self._hold, **options)
+        self._waiting: Queue = Queue()
+
+    def _hold(self, request: ModelRequest) -> Reply:
+        held = Held(request)
+        self._waiting.put(held)
+        return held.wait()
+
+    def next(self) -> Held:
+        """The next request; waits for it."""
+        held: Held = self._waiting.get()
+        return held
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request waits to be seen by `next`."""
+        return self._waiting.empty()
+
+
+def let_run(turns: int = 20) -> None:
+    """Let everything runnable run, without letting time pass."""
+    for _ in range(turns):
+        gevent.sleep(0)
