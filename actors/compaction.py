@@ -19,7 +19,7 @@ from actors.round import run_round
 from actors.services import Services
 from actors.state import CompactOutcome, ConversationState
 from actors.storage import notify
-from actors.text import cut_text, slug
+from actors.text import cut_text, describe_error, slug
 from persistence.errors import PalaverError
 
 logger = logging.getLogger("palaver.compaction")
@@ -59,7 +59,7 @@ def summarize(services: Services, state: ConversationState, agent: Agent, messag
     try:
         answer = run_round(agent.model, request, None)
     except Exception as error:
-        raise CompactionFailed(f"the model could not summarize: {error!r}") from error
+        raise CompactionFailed(f"the model could not summarize: {describe_error(error)}") from error
     if not answer.text.strip():
         raise CompactionFailed("the model answered the request for a summary with nothing")
     return answer.text
@@ -87,7 +87,7 @@ def compact(
     except (GreenletExit, PalaverError):
         raise
     except BaseException as error:  # a model's own Timeout or SystemExit
-        raise CompactionFailed(f"the model could not summarize: {error!r}") from error
+        raise CompactionFailed(f"the model could not summarize: {describe_error(error)}") from error
     if journal is None:
         return summary, None
     scope = agent.config.scope(state.sender)
@@ -99,7 +99,7 @@ def compact(
     except PalaverError:
         raise
     except Exception as error:
-        raise CompactionFailed(f"no archive name could be had: {error!r}") from error
+        raise CompactionFailed(f"no archive name could be had: {describe_error(error)}") from error
     journal.compact(archive, summary, scope=scope)
     logger.info(
         "compacted: agent=%s sender=%s conversation=%s archive=%s",

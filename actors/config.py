@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from attrs import Attribute, field, frozen
-from attrs.validators import instance_of
 
 from actors.errors import InvalidConfig
 from actors.text import check_text
@@ -23,22 +23,33 @@ def _text(_self: Any, attribute: Attribute[Any], value: object) -> None:
     check_text(value, what=attribute.name, error=InvalidConfig, empty=True)
 
 
-def _positive(_self: Any, attribute: Attribute[Any], value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise InvalidConfig(f"{attribute.name} must be a number above 0, not {value!r}")
+def _count(_self: Any, attribute: Attribute[Any], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise InvalidConfig(f"{attribute.name} must be a whole number above 0, not {value!r}")
 
 
-def _optional_positive(self: Any, attribute: Attribute[Any], value: object) -> None:
+def _optional_count(self: Any, attribute: Attribute[Any], value: object) -> None:
     if value is not None:
-        _positive(self, attribute, value)
+        _count(self, attribute, value)
+
+
+def _seconds(_self: Any, attribute: Attribute[Any], value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise InvalidConfig(f"{attribute.name} must be a number of seconds above 0, not {value!r}")
+
+
+def _flag(_self: Any, attribute: Attribute[Any], value: object) -> None:
+    if not isinstance(value, bool):
+        raise InvalidConfig(f"{attribute.name} must be True or False, not {value!r}")
 
 
 def _names(value: Any) -> tuple[str, ...] | None:
     if value is None:
         return None
-    if isinstance(value, str):
-        raise InvalidConfig(f"tools must be a list of tool names or None, not the text {value!r}")
-    return tuple(value)
+    names = [value] if isinstance(value, str) or not isinstance(value, Iterable) else list(value)
+    if isinstance(value, str) or any(not isinstance(name, str) for name in names):
+        raise InvalidConfig(f"tools must be a list of tool names, or None for all, not {value!r}")
+    return tuple(names)
 
 
 @frozen
@@ -69,12 +80,12 @@ class AgentConfig:
     system_prompt: str = field(default="", validator=_text)
     description: str = field(default="", validator=_text)
     tools: tuple[str, ...] | None = field(default=None, converter=_names)
-    max_iterations: int = field(default=16, validator=_positive)
-    thinking: bool = field(default=False, validator=instance_of(bool))
+    max_iterations: int = field(default=16, validator=_count)
+    thinking: bool = field(default=False, validator=_flag)
     tool_choice: str = field(default="auto", validator=_name)
-    compact_threshold: int | None = field(default=100_000, validator=_optional_positive)
-    compact_tool_max_len: int = field(default=1024, validator=_positive)
-    auto_title: bool = field(default=True, validator=instance_of(bool))
+    compact_threshold: int | None = field(default=100_000, validator=_optional_count)
+    compact_tool_max_len: int = field(default=1024, validator=_count)
+    auto_title: bool = field(default=True, validator=_flag)
     memory_scope: Literal["sender", "agent"] = field(default="sender")
 
     @memory_scope.validator
@@ -103,11 +114,11 @@ class Limits:
         ask_timeout_s: seconds within which an actor must answer a request that no turn is part of.
     """
 
-    queued_per_conversation: int = field(default=100, validator=_positive)
-    queued_per_sender: int = field(default=1_000, validator=_positive)
-    queued_total: int = field(default=100_000, validator=_positive)
-    content_chars: int = field(default=1_000_000, validator=_positive)
-    tool_output_chars: int = field(default=200_000, validator=_positive)
-    event_buffer: int = field(default=1_024, validator=_positive)
-    database_backlog: int = field(default=200_000, validator=_positive)
-    ask_timeout_s: float = field(default=30.0, validator=_positive)
+    queued_per_conversation: int = field(default=100, validator=_count)
+    queued_per_sender: int = field(default=1_000, validator=_count)
+    queued_total: int = field(default=100_000, validator=_count)
+    content_chars: int = field(default=1_000_000, validator=_count)
+    tool_output_chars: int = field(default=200_000, validator=_count)
+    event_buffer: int = field(default=1_024, validator=_count)
+    database_backlog: int = field(default=200_000, validator=_count)
+    ask_timeout_s: float = field(default=30.0, validator=_seconds)

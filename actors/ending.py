@@ -24,7 +24,7 @@ from actors.storage import notify
 from actors.ticket import Ticket
 from actors.transfer import MovedConversation
 from actors.turn import Turn
-from actors.workqueue import CompactionWork, Work
+from actors.workqueue import Work
 from persistence.records import StopReason, TurnResult
 
 
@@ -33,19 +33,39 @@ class Ending(ConversationCore):
 
     def _cancel(self, turn_id: int | None) -> GreenletFuture[bool]:
         reply: GreenletFuture[bool] = GreenletFuture()
-        turn = self._activity
-        if isinstance(turn, CompactionWork) and turn_id is None:
-            if turn.greenlet is not None:
-                turn.greenlet.kill(block=False)
-            reply.set(False)
-        elif isinstance(turn, Turn) and turn_id in (None, turn.ticket.turn_id):
-            self._cancels.setdefault(turn.ticket.turn_id, []).append((reply, turn_id is None))
-            turn.cancel()
-        elif turn_id is not None and self._end_unrun(lambda queued: queued.turn_id == turn_id, "cancelled"):
+        activity = self._activity
+        if isinstance(activity, Turn) and turn_id in (None, activity.ticket.turn_id):
+            self._cancels.setdefault(activity.ticket.turn_id, []).append((reply, turn_id is None))
+            activity.cancel()
+        elif turn_id is not None and (self._take_back_steer(turn_id) or self._end_queued(turn_id)):
             self._cancels.setdefault(turn_id, []).append((reply, False))
         else:
+            if turn_id is None:
+                self._stop_activity()  # a compaction: no turn was running
             reply.set(False)
         return reply
+
+    def _end_queued(self, turn_id: int) -> bool:
+        return self._end_unrun(lambda queued: queued.turn_id == turn_id, "cancelled")
+
+    def _take_back_steer(self, turn_id: int) -> bool:
+        """Cancel an accepted steer that its turn has not come to; whether it was there."""
+        turn = self._activity
+        if not isinstance(turn, Turn):
+            return False
+        steer = next((s for s in turn.steers if s.ticket.turn_id == turn_id), None)
+        if steer is None:
+            return False
+        turn.steers.remove(steer)
+        result = TurnResult("", "cancelled", conversation_id=self._state.id, turn_id=turn_id)
+        notice = partial(ClosedTurnsStored, (steer.ticket,), (result,))
+        ref = self.actor_ref
+        if self._journal is None:
+            notify(ref, notice())
+        else:
+            self._writes += 1
+            self._journal.end_steer(steer, result, lambda error: notify(ref, notice(error)))
+        return True
 
     def _end_unrun(self, which: Callable[[Ticket], bool], stop_reason: StopReason = "closed") -> bool:
         """End accepted turns that have not run, as `closed` or `cancelled`; whether there were any."""

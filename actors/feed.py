@@ -63,10 +63,12 @@ class EventStream(Iterator[T], Generic[T]):
             return
         done = isinstance(event, Done)
         waiting = self._queue.qsize()
-        room = done or waiting < (self._limit // 2 if self._missed else self._limit)
+        room = done or waiting < (max(1, self._limit // 2) if self._missed else self._limit)
         if not room or (self._broken and self._is_rest_of_broken(source, event)):
             self._miss(source, event)
             return
+        if self._broken and isinstance(event, (*_STARTS, Done)):
+            self._broken.pop(source, None)  # whatever was broken is over
         if self._missed:
             self._queue.put_nowait(self._wrap(source, Lagged(self._missed)))
             self._missed = 0

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from attrs import evolve
 from gevent import GreenletExit
 
 from actors.greenlet import GreenletFuture
@@ -84,6 +85,16 @@ class Journal:
             new_turns=(self._row(steer.ticket, "queued"),),
             steer_updates=(SteerUpdate(steer.id, steer.ticket.turn_id),),
         )
+        self._store.write(writes, lambda _value, error: then(error))
+
+    def end_steer(self, steer: SteerRequest, result: TurnResult, then: Then) -> None:
+        """A stored steer ends without having been applied: as a turn that did not run."""
+        row = evolve(
+            self._row(steer.ticket, STATE_OF_STOP[result.stop_reason]),
+            result=result,
+            finished_at=self._clock.wall(),
+        )
+        writes = WriteSet(new_turns=(row,), steer_updates=(SteerUpdate(steer.id, steer.ticket.turn_id),))
         self._store.write(writes, lambda _value, error: then(error))
 
     def end_unrun(self, tickets: Sequence[Ticket], results: Sequence[TurnResult], then: Then) -> None:

@@ -57,6 +57,7 @@ def run_round(model: Model, request: ModelRequest, emit: Emit | None) -> Round:
         for chunk in stream:
             reader.take(chunk)
     finally:
+        reader.end_segment()
         close = getattr(stream, "close", None)  # generators have one, other iterators need not
         if close is not None:
             close()
@@ -77,15 +78,17 @@ class _Reader:
 
     def take(self, chunk: Chunk) -> None:
         if chunk.reasoning:
-            self._reasoning.append(chunk.reasoning)
+            reasoning = mend_text(chunk.reasoning)
+            self._reasoning.append(reasoning)
             if self._emit is not None:
                 self._segment(ThinkingStart, ThinkingEnd)
-                self._emit(ThinkingDelta(chunk.reasoning))
+                self._emit(ThinkingDelta(reasoning))
         if chunk.text:
-            self._text.append(chunk.text)
+            text = mend_text(chunk.text)
+            self._text.append(text)
             if self._emit is not None:
                 self._segment(TextStart, TextEnd)
-                self._emit(TextDelta(chunk.text))
+                self._emit(TextDelta(text))
         for delta in chunk.tool_calls:
             self._take_call(delta)
         if chunk.finish_reason is not None:
@@ -101,8 +104,8 @@ class _Reader:
         if delta.arguments:
             call[2].append(delta.arguments)
         if first and self._emit is not None:
-            self._segment(None, None)
-            self._emit(ToolCallsBegin(delta.name or ""))
+            self.end_segment()
+            self._emit(ToolCallsBegin(mend_text(delta.name or "")))
 
     def _segment(self, start: type[Event] | None, end: type[Event] | None) -> None:
         if self._open is end or self._emit is None:
@@ -113,15 +116,18 @@ class _Reader:
         if start is not None:
             self._emit(start())
 
-    def whole(self, request: ModelRequest) -> Round:
+    def end_segment(self) -> None:
+        """Close the segment that is open, if one is."""
         self._segment(None, None)
-        text = mend_text("".join(self._text))
+
+    def whole(self, request: ModelRequest) -> Round:
+        text = "".join(self._text)
         calls = self._whole_calls(request)
         if self._finish_reason is None and (text or calls or self._reasoning):
             raise ModelError(
                 "the model's answer ended without a finish reason: it was cut off, nothing of it is kept"
             )
-        return Round(text, mend_text("".join(self._reasoning)), calls, self._finish_reason, self._usage)
+        return Round(text, "".join(self._reasoning), calls, self._finish_reason, self._usage)
 
     def _whole_calls(self, request: ModelRequest) -> tuple[ToolCall, ...]:
         calls: list[ToolCall] = []

@@ -106,10 +106,21 @@ class Store:
         then(value, error)
 
     def _off_hub(self, function: Callable[[], None]) -> None:
-        if self._threaded:
-            gevent.get_hub().threadpool.apply(function)
-        else:
+        if not self._threaded:
             function()
+            return
+        error = gevent.get_hub().threadpool.apply(_error_of, (function,))
+        if error is not None:
+            raise error
+
+
+def _error_of(function: Callable[[], None]) -> BaseException | None:
+    """What `function` raised, as a value: the thread pool would print it as well as raise it."""
+    try:
+        function()
+    except BaseException as error:
+        return error
+    return None
 
 
 def _nothing() -> None:

@@ -78,3 +78,15 @@ def cut_text(text: str, most: int) -> str:
 def slug(topic: str) -> str:
     """The archive slug of a topic: lower-case alphanumerics, other runs as "-", never empty."""
     return _SLUG_BREAK.sub("-", topic.lower()).strip("-") or "topic"
+
+
+def describe_error(error: BaseException, *, named: bool = True) -> str:
+    """An error in words, whatever its own `str` does: class and message, or the message alone."""
+    name = type(error).__name__
+    try:
+        message = str(error)
+    except BaseException:
+        message = "(its message cannot be read)"
+    if message and not named:
+        return message
+    return f"{name}: {message}" if message else name

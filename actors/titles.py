@@ -14,6 +14,7 @@ from actors.round import run_round
 from actors.services import Services
 from actors.state import ConversationState
 from actors.storage import notify
+from actors.text import describe_error
 from persistence.records import HistoryEntry, Role
 
 logger = logging.getLogger("palaver.titles")
@@ -47,7 +48,7 @@ def propose(services: Services, state: ConversationState, ref: pykka.ActorRef[An
     except GreenletExit:
         raise
     except BaseException as error:  # a title is worth no error, whatever the model raised
-        logger.info("no title: agent=%s conversation=%s: %r", state.agent, state.id, error)
+        logger.info("no title: agent=%s conversation=%s: %s", state.agent, state.id, describe_error(error))
     finally:
         notify(ref, TitleProposed(title))
 

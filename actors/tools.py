@@ -26,7 +26,7 @@ from actors.signature import (
     takes_any,
     wants_context,
 )
-from actors.text import cut_text, mend_text
+from actors.text import cut_text, describe_error, mend_text
 from actors.tool_json import BadArguments, BadResult, read_arguments, result_text
 
 logger = logging.getLogger("palaver.tools")
@@ -240,19 +240,7 @@ def dispatch(
         return _error(f"{name} was not called: {error}", most)
     except BaseException as error:
         logger.warning("tool %s of %s failed", name, _whose(context), exc_info=error)
-        return _error(describe_error(error), most)
-
-
-def describe_error(error: BaseException) -> str:
-    """An exception's class and message, whatever its own `str` does."""
-    name = type(error).__name__
-    if isinstance(error, BadResult):
-        return str(error)
-    try:
-        message = str(error)
-    except Exception:
-        message = "(its message cannot be read)"
-    return f"{name}: {message}" if message else name
+        return _error(describe_error(error, named=not isinstance(error, BadResult)), most)
 
 
 def _fit(text: str, most: int) -> str:

@@ -46,7 +46,7 @@ from actors.round import Round, run_round
 from actors.services import Services
 from actors.state import ConversationState
 from actors.storage import notify
-from actors.text import mend_text
+from actors.text import describe_error, mend_text
 from actors.ticket import SteerRequest, Ticket
 from actors.tools import ToolContext, ToolOutcome, dispatch
 from persistence.errors import PalaverError
@@ -134,11 +134,13 @@ class Turn:
         self._report(text, stop_reason, error)
 
     def _describe(self, failure: BaseException) -> str:
-        if isinstance(failure, PalaverError):
-            logger.warning("turn failed: %s: %s", self._where, failure)
-            return str(failure)
-        logger.error("turn failed: %s", self._where, exc_info=failure)
-        return f"{type(failure).__name__}: {failure}"
+        ours = isinstance(failure, PalaverError)  # its message says what was asked and what to do
+        words = describe_error(failure, named=not ours)
+        if ours:
+            logger.warning("turn failed: %s: %s", self._where, words)
+        else:
+            logger.error("turn failed: %s: %s", self._where, words, exc_info=_printable(failure))
+        return words
 
     @property
     def _where(self) -> str:
@@ -251,21 +253,21 @@ class Turn:
 
     def _call_tools(self, agent: Agent, calls: Sequence[ToolCall]) -> list[ToolOutcome]:
         outcomes: list[ToolOutcome | None] = [None] * len(calls)
-        self._emit(ToolCallsStart(tuple(calls)))
-        running = [
-            TurnGreenlet(self._state.id, self._call_tool, agent, call, outcomes, place)
-            for place, call in enumerate(calls)
-        ]
+        running: list[TurnGreenlet] = []
         try:
+            self._emit(ToolCallsStart(tuple(calls)))
+            running += [
+                TurnGreenlet(self._state.id, self._call_tool, agent, call, outcomes, place)
+                for place, call in enumerate(calls)
+            ]
             gevent.joinall(running)
-            self._check_cancelled()
         except BaseException:
             gevent.killall(running, block=False)
             gevent.joinall(running, timeout=CLEAN_UP_S)  # one that refuses to die is left behind
-            self._keep_results(calls, outcomes)
-            outcomes.clear()
             raise
-        done = self._keep_results(calls, outcomes)
+        finally:
+            done = self._keep_results(calls, outcomes)
+        self._check_cancelled()
         self._emit(ToolCallsComplete())
         return done
 
@@ -295,15 +297,18 @@ class Turn:
         self._emit(ToolResult(call.id, call.name, outcome.output, outcome.is_error, spent))
 
     def _keep_results(
-        self, calls: Sequence[ToolCall], outcomes: Sequence[ToolOutcome | None]
+        self, calls: Sequence[ToolCall], outcomes: list[ToolOutcome | None]
     ) -> list[ToolOutcome]:
+        """Every call gets its result into history, whatever happened; none is taken afterwards."""
         results = [
             None if outcome is None else tool_result(call, outcome.output)
             for call, outcome in zip(calls, outcomes, strict=True)
         ]
         for entry in interrupted_results(calls, results):
             self._add(entry)
-        return [outcome for outcome in outcomes if outcome is not None]
+        done = [outcome for outcome in outcomes if outcome is not None]
+        outcomes.clear()
+        return done
 
     def _commit_step(self, answer: Round, outcomes: Sequence[ToolOutcome]) -> None:
         entries = tuple(self._pending)
@@ -354,11 +359,13 @@ class Turn:
             summary, archive = compaction.compact(
                 self._services, self._state, self._journal, agent, [*self._base, *self._wire]
             )
-        except PalaverError as error:
+        except (PalaverError, GreenletExit) as error:
+            self._check_cancelled()
+            words = describe_error(error, named=False)
             failures = self._state.compaction_failures + 1
             self._compaction_paused = failures >= compaction.FAILURES_BEFORE_PAUSE
-            notify(self._ref, AutomaticCompactionFailed(str(error)))
-            self._emit(CompactionSkipped(str(error), paused=self._compaction_paused))
+            notify(self._ref, AutomaticCompactionFailed(words))
+            self._emit(CompactionSkipped(words, paused=self._compaction_paused))
             return
         self._base = [to_wire(HistoryEntry("user", summary))]
         self._wire.clear()
@@ -388,6 +395,15 @@ class Turn:
 
 class _Cancelled(BaseException):
     """The turn noticed at a boundary that it is cancelled. Never leaves this module."""
+
+
+def _printable(failure: BaseException) -> BaseException | None:
+    """The failure for a log's traceback; None for one that cannot be printed."""
+    try:
+        str(failure)
+    except BaseException:
+        return None
+    return failure
 
 
 def emit(services: Services, state: ConversationState, ticket: Ticket, event: Event) -> None:

@@ -12,6 +12,7 @@ from persistence.records import MemoryEntry
 
 KINDS = ("note", "archive", "topic")
 NAME_CHARS = 200
+MOST_ENTRIES = 10_000
 
 
 class Memory:
@@ -40,8 +41,8 @@ class Memory:
             name: what it is found by, up to 200 characters.
             aliases: other words that it is found by.
         """
-        if isinstance(aliases, str):
-            raise InvalidInput(f"aliases must be a list of words, not the text {aliases!r}")
+        if isinstance(aliases, str) or not isinstance(aliases, Iterable):
+            raise InvalidInput(f"aliases must be a list of words, not {aliases!r}")
         scope = self._scope(agent, sender)
         check_text(name, what="the note's name", most=NAME_CHARS)
         check_text(content, what="the note's content", most=self._content_chars)
@@ -56,18 +57,21 @@ class Memory:
             query: any text; nothing in it is an operator. Blank finds nothing.
             limit: entries to return at most.
         """
-        found: list[MemoryEntry] = self._ask(Recall(agent, self._scope(agent, sender), _query(query), limit))
+        found: list[MemoryEntry] = self._ask(
+            Recall(agent, self._scope(agent, sender), _query(query), _limit(limit))
+        )
         return found
 
     def search_topics(self, agent: str, sender: str, query: str, limit: int = 5) -> list[MemoryEntry]:
         """Search the titles and descriptions of topics, as `recall` does."""
         found: list[MemoryEntry] = self._ask(
-            Recall(agent, self._scope(agent, sender), _query(query), limit, "topic")
+            Recall(agent, self._scope(agent, sender), _query(query), _limit(limit), "topic")
         )
         return found
 
     def forget(self, agent: str, sender: str, name: str) -> bool:
         """Delete a note; whether it was there. Topics and archives stay."""
+        check_text(name, what="the note's name", most=NAME_CHARS)
         gone: bool = self._ask(Forget(agent, self._scope(agent, sender), name))
         return gone
 
@@ -83,3 +87,9 @@ def _query(query: object) -> str:
     if not isinstance(query, str):
         raise InvalidInput(f"a query must be text, not {type(query).__name__}")
     return "".join(c for c in query if c != "\x00" and not "\ud800" <= c <= "\udfff")
+
+
+def _limit(limit: object) -> int:
+    if isinstance(limit, bool) or not isinstance(limit, int):
+        raise InvalidInput(f"limit must be a whole number, not {limit!r}")
+    return min(limit, MOST_ENTRIES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from itertools import count
 from typing import Any
 
 import attrs
@@ -50,6 +51,7 @@ def _move_stored(source: Services, target: Services, moved: MovedConversation) -
         return moved
     bundle = source.store.call(partial(sessions.export_session, handle=handle))
     imported = target.store.call(partial(sessions.import_session, bundle=bundle))
+    _skip_used_ids(target)
     for ticket in moved.tickets:
         ticket.turn_id = imported.turn_ids.get(ticket.turn_id, ticket.turn_id)
     session = target.store.call(partial(sessions.load_session, handle=handle))
@@ -60,3 +62,10 @@ def _move_stored(source: Services, target: Services, moved: MovedConversation) -
 def _ask(services: Services, message: object) -> Any:
     assert services.registry is not None
     return services.registry.ask(message, timeout=services.limits.ask_timeout_s)
+
+
+def _skip_used_ids(services: Services) -> None:
+    """Rows that came with ids of their own: give no id that one of them has."""
+    turn_id, steer_id = services.store.call(sessions.highest_ids)
+    services.turn_ids = count(max(next(services.turn_ids), turn_id + 1))
+    services.steer_ids = count(max(next(services.steer_ids), steer_id + 1))

@@ -253,7 +253,7 @@ class Runtime:
         Raises:
             AgentNotRegistered, InvalidInput.
         """
-        check_text(sender, what="the sender", most=NAME_CHARS)
+        self._check_pair(agent, sender)
         conversation_id: int = self._ask_registry(GetOrCreate(agent, sender))
         return conversation_id
 
@@ -270,7 +270,7 @@ class Runtime:
             AgentNotRegistered, InvalidTitle, StorageError.
             DescriptionRequired: the topic is new; the topic that was active before stays active.
         """
-        check_text(sender, what="the sender", most=NAME_CHARS)
+        self._check_pair(agent, sender)
         title = check_title(title)
         if description is not None:
             check_text(
@@ -299,6 +299,8 @@ class Runtime:
         Returns:
             True if this call closed it, False if it is unknown or another call did.
         """
+        if not isinstance(cid, int):
+            raise InvalidInput(f"a conversation is named by its id, a whole number, not by {cid!r}")
         if mode not in ("drain", "now"):
             raise InvalidInput(f'mode must be "drain" or "now", not {mode!r}')
         if mode == "drain":
@@ -338,8 +340,10 @@ class Runtime:
             A model failure is no exception but a result with `stop_reason="error"`.
         """
         ticket = self._ticket(cid, content, sender, guest, on_busy, key, tool_choice)
+        if on_busy != "reject":
+            check_not_own_turn(cid, f"the result of a turn of conversation {cid}")
         self._hand_over(ticket)
-        if key is not None:
+        if key is not None or on_busy == "reject":
             ticket = ticket.wait_accepted(timeout)
         return ticket.result(timeout)
 
@@ -554,6 +558,9 @@ class Runtime:
         self, agent: str | None = None, sender: str | None = None, topic: str | None = None
     ) -> list[SessionSummary]:
         """Stored sessions, newest first, filtered by what is given."""
+        for what, value in (("the agent", agent), ("the sender", sender), ("the topic", topic)):
+            if value is not None:
+                check_text(value, what=what, empty=True)
         return self._job(partial(sessions.list_sessions, agent=agent, sender=sender, topic=topic))
 
     def transcript(self, handle: str) -> list[HistoryEntry]:
@@ -562,6 +569,7 @@ class Runtime:
         Raises:
             SessionNotFound.
         """
+        check_text(handle, what="the handle", most=NAME_CHARS)
         return self._job(partial(sessions.transcript, handle=handle))
 
     def delete_session(self, handle: str) -> bool:
@@ -569,6 +577,7 @@ class Runtime:
 
         Its archives and its topic's entry stay in memory.
         """
+        check_text(handle, what="the handle", most=NAME_CHARS)
         live = self._ask_registry(FindHandle(handle))
         if live is not None:
             self.close(live, mode="now")
@@ -613,6 +622,8 @@ class Runtime:
 
     def _state(self, cid: int) -> ConversationState:
         self._owner.check()
+        if not isinstance(cid, int):
+            raise InvalidInput(f"a conversation is named by its id, a whole number, not by {cid!r}")
         state = self._conversations.get(cid)
         if state is None:
             raise unknown_conversation(cid)
@@ -667,8 +678,13 @@ class Runtime:
             raise AskTimeout(f"no answer to {type(message).__name__} within {timeout} s") from error
         return reply
 
-    def _scope(self, agent: str, sender: str) -> str:
+    @staticmethod
+    def _check_pair(agent: str, sender: str) -> None:
+        check_text(agent, what="the agent's name", most=NAME_CHARS)
         check_text(sender, what="the sender", most=NAME_CHARS)
+
+    def _scope(self, agent: str, sender: str) -> str:
+        self._check_pair(agent, sender)
         return self._services.agents.get(agent).config.scope(sender)
 
 

@@ -76,7 +76,7 @@ def m002_turns(db: Database) -> None:
             error TEXT
         ) STRICT""")
     db.execute("CREATE INDEX turns_by_session ON turns (session_id)")
-    db.execute("CREATE INDEX turns_unfinished ON turns (id) WHERE state IN ('queued', 'running')")
+    db.execute("CREATE INDEX turns_unfinished ON turns (session_id, id) WHERE state IN ('queued', 'running')")
     db.execute("""
         CREATE TRIGGER turns_stay_ended BEFORE UPDATE ON turns
         WHEN old.state NOT IN ('queued', 'running')

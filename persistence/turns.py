@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from persistence.codec import decode_result
-from persistence.records import TurnRow, TurnState
+from persistence.codec import decode_entry, decode_result
+from persistence.records import StoredSteer, TurnRow, TurnState, UnfinishedWork
 from persistence.writes import WriteSet, apply
 
 DAY_S = 86_400
@@ -63,6 +63,29 @@ def unfinished(db: Database) -> list[TurnRow]:
     # The same words as the partial index's, or SQLite would not use it.
     rows = db.execute(f"{_SELECT} WHERE state IN ('queued', 'running') ORDER BY id").fetchall()
     return [_turn(row) for row in rows]
+
+
+def left_undone(db: Database, session_id: int) -> UnfinishedWork:
+    """What the last life of a session left undone: the turn that ran first, then the others by id."""
+    rows = db.execute(
+        f"""{_SELECT} WHERE session_id = ? AND state IN ('queued', 'running')
+            ORDER BY state = 'queued', id""",
+        [session_id],
+    ).fetchall()
+    steers = db.execute(
+        "SELECT id, sender, content FROM steers WHERE session_id = ? AND applied_turn IS NULL ORDER BY id",
+        [session_id],
+    ).fetchall()
+    last = db.execute(
+        "SELECT turn_id, body FROM entries WHERE session_id = ? ORDER BY seq DESC LIMIT 1", [session_id]
+    ).fetchall()
+    turn_id, body = last[0] if last else (None, None)
+    return UnfinishedWork(
+        turns=tuple(_turn(row) for row in rows),
+        steers=tuple(StoredSteer(*row) for row in steers),
+        last_turn=turn_id,
+        last_entry=None if body is None else decode_entry(body),
+    )
 
 
 def _turn(row: Sequence[Any]) -> TurnRow:
