@@ -202,7 +202,7 @@ class Accepting(Ending):
     def _steer_becomes_turn(self, steer: SteerRequest) -> None:
         """The turn ended while the steer was on its way: it runs next, after steers that came before."""
         ticket = steer.ticket
-        self._queue.put_late_steer(ticket)
+        self._queue.put_steer(ticket)
         if self._journal is None:
             ticket.accept()
             return

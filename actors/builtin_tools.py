@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from actors.errors import ConversationClosed
 from actors.messages import Forget, Recall, Remember, SwitchTopic
 from actors.services import Services
 from actors.text import check_text, check_title
@@ -54,7 +55,10 @@ class _MemoryTools:
         registry, timeout = self._services.registry, self._services.limits.ask_timeout_s
         assert registry is not None
         request = SwitchTopic(call.agent, call.sender, check_title(title), description.strip() or None)
-        outcome = registry.ask(request, timeout=timeout).get(timeout=timeout)
+        own = self._services.directory.conversations.get(call.conversation_id)
+        if own is not None and own.phase == "closing" and own.topic == request.title:
+            raise ConversationClosed(f"the topic {request.title!r} is being closed, with this very turn")
+        outcome = registry.ask(request, timeout=timeout).get()
         return {"topic": request.title, "resumed": outcome.resumed}
 
     def recall(self, query: str, call: ToolContext, limit: int = 5) -> list[dict[str, Any]]:

@@ -227,7 +227,8 @@ class ConversationActor(Accepting):
         self._advance()
 
     def _place_leftovers(self, tickets: tuple[Ticket, ...]) -> None:
-        self._queue.put_leftovers(tickets)
+        for ticket in tickets:
+            self._queue.put_steer(ticket)
         if self._closing:
             self._end_unrun(lambda _queued: True)
 

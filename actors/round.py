@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 from attrs import frozen
@@ -130,12 +131,23 @@ class _Reader:
         return Round(text, "".join(self._reasoning), calls, self._finish_reason, self._usage)
 
     def _whole_calls(self, request: ModelRequest) -> tuple[ToolCall, ...]:
-        calls: list[ToolCall] = []
+        given = {mend_text(call[0] or ""): True for call in self._calls.values()}
         taken: dict[str, bool] = {}
+        calls: list[ToolCall] = []
         for index in sorted(self._calls):
-            call_id, name, pieces = self._calls[index]
+            raw_id, name, pieces = self._calls[index]
+            call_id = mend_text(raw_id or "")
             if not call_id or call_id in taken:  # an endpoint that gives none, or the same one twice
-                call_id = f"call_{request.turn_id}_{len(request.messages)}_{index}"
+                call_id = _free_id(
+                    f"call_{request.turn_id}_{len(request.messages)}_{index}", {**given, **taken}
+                )
             taken[call_id] = True
-            calls.append(ToolCall(mend_text(call_id), mend_text(name or ""), mend_text("".join(pieces))))
+            calls.append(ToolCall(call_id, mend_text(name or ""), mend_text("".join(pieces))))
         return tuple(calls)
+
+
+def _free_id(wanted: str, taken: dict[str, bool]) -> str:
+    """`wanted`, with a number behind it where it is taken."""
+    if wanted not in taken:
+        return wanted
+    return next(f"{wanted}_{n}" for n in count(1) if f"{wanted}_{n}" not in taken)

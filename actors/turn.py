@@ -49,7 +49,7 @@ from actors.storage import notify
 from actors.text import describe_error, mend_text
 from actors.ticket import SteerRequest, Ticket
 from actors.tools import ToolContext, ToolOutcome, dispatch
-from persistence.errors import PalaverError
+from persistence.errors import PalaverError, StorageError
 from persistence.records import HistoryEntry, StopReason, ToolCall, TurnResult, Usage
 
 logger = logging.getLogger("palaver.turn")
@@ -124,12 +124,12 @@ class Turn:
         try:
             text, stop_reason = self._rounds()
         except BaseException as failure:  # nothing of a turn may cross to its conversation
-            if not (self._cancelled and isinstance(failure, GreenletExit | _Cancelled)):
-                stop_reason, error = "error", self._describe(failure)
-            elif self._answer is not None:  # the cancel came when only a compaction was left to do
-                text, stop_reason = self._answer, "text_response"
+            cancelled = self._cancelled and isinstance(failure, GreenletExit | _Cancelled)
+            words = None if cancelled else self._describe(failure)
+            if self._answer is not None and not isinstance(failure, StorageError):
+                text, stop_reason = self._answer, "text_response"  # only a compaction was left to do
             else:
-                stop_reason = "cancelled"
+                stop_reason, error = ("cancelled", None) if cancelled else ("error", words)
         self._running = False
         self._report(text, stop_reason, error)
 

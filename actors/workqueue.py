@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import gevent
 from attrs import define
@@ -25,9 +25,9 @@ Work = Ticket | CompactionWork
 
 
 class WorkQueue:
-    """Turns and compactions in the order of acceptance, with three exceptions: an interrupting turn is
-    first; steers that a turn left over come next, in their order; a steer that came too late for its turn
-    is behind those. A turn whose acceptance is not committed yet keeps its place and holds up what follows.
+    """Turns and compactions in the order of acceptance, with two exceptions: an interrupting turn is first;
+    steers whose turn ended first come next, in the order of their calls. A turn whose acceptance is not
+    committed yet keeps its place and holds up what follows.
     """
 
     def __init__(self) -> None:
@@ -50,15 +50,13 @@ class WorkQueue:
         """Before everything: an interrupting turn."""
         self._items.appendleft(item)
 
-    def put_leftovers(self, tickets: Sequence[Ticket]) -> None:
-        """Steers that their turn did not come to, in the order of acceptance."""
-        place = self._behind(lambda ticket: ticket.on_busy == "interrupt")
-        for ticket in reversed(tickets):
-            self._items.insert(place, ticket)
-
-    def put_late_steer(self, ticket: Ticket) -> None:
-        """A steer whose turn ended while it was on its way."""
-        place = self._behind(lambda waiting: waiting.from_steer or waiting.on_busy == "interrupt")
+    def put_steer(self, ticket: Ticket) -> None:
+        """A steer whose turn ended before it was applied."""
+        place = self._behind(
+            lambda waiting: (
+                waiting.on_busy == "interrupt" or (waiting.from_steer and waiting.turn_id < ticket.turn_id)
+            )
+        )
         self._items.insert(place, ticket)
 
     def next(self) -> Work | None:
