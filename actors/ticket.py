@@ -23,6 +23,7 @@ from persistence.records import (
 )
 
 OnBusy = Literal["enqueue", "reject", "interrupt", "steer"]
+ASK_TIMEOUT_S = 30.0  # a conversation handles a message at once; the end of the turn is waited for apart
 ON_BUSY: tuple[OnBusy, ...] = ("enqueue", "reject", "interrupt", "steer")
 
 
@@ -150,7 +151,9 @@ class Ticket:
         if self.done or self.owner is None:
             return False
         try:
-            waiting: GreenletFuture[bool] = self.owner.ask(CancelTurn(self.turn_id), block=True)
+            waiting: GreenletFuture[bool] = self.owner.ask(
+                CancelTurn(self.turn_id), block=True, timeout=ASK_TIMEOUT_S
+            )
         except pykka.ActorDeadError:
             return False
         return bool(waiting.get())

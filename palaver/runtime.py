@@ -185,9 +185,19 @@ class Runtime:
 
     def _shut_down(self, drain: float) -> None:
         refs = list(self._ask_registry(RefuseNewWork()).values())
-        self._wait_all([_ask_quietly(ref, Settle()) for ref in refs], drain)
-        self._wait_all([_ask_quietly(ref, Suspend()) for ref in refs], CLEAN_UP_S)
+        self._wait_all([self._ask_quietly(ref, Settle()) for ref in refs], drain)
+        self._wait_all([self._ask_quietly(ref, Suspend()) for ref in refs], CLEAN_UP_S)
         self._system.stop()
+
+    def _ask_quietly(self, ref: pykka.ActorRef[Any], message: object) -> GreenletFuture[None] | None:
+        """The future that a conversation answers with, or None if it is gone or does not answer."""
+        try:
+            reply: GreenletFuture[None] = ref.ask(
+                message, block=True, timeout=self._services.limits.ask_timeout_s
+            )
+        except (pykka.ActorDeadError, pykka.Timeout):
+            return None
+        return reply
 
     def _wait_all(self, waiting: Iterable[GreenletFuture[None] | None], seconds: float) -> None:
         deadline = self._clock.monotonic() + seconds
@@ -262,6 +272,8 @@ class Runtime:
     ) -> SwitchOutcome:
         """Make a topic the pair's active one: the live one, the latest stored one, or a new one.
 
+        A topic that is closing is opened anew when it has closed, which may wait for its last turn.
+
         Args:
             title: one line, up to 200 characters; the same title is the same topic.
             description: what the topic is about; needed when it is new, kept as its memory entry.
@@ -277,17 +289,20 @@ class Runtime:
                 description, what="the description", empty=True, most=self._services.limits.content_chars
             )
             description = description.strip() or None
-        outcome: SwitchOutcome = self._ask_registry(SwitchTopic(agent, sender, title, description))
+        outcome: SwitchOutcome = self._ask_registry(
+            SwitchTopic(agent, sender, title, description), waits=True
+        )
         return outcome
 
     def load(self, handle: str) -> int:
-        """Bring a stored session to life; one that is live already gives its live id.
+        """Bring a stored session to life; one that is live already gives its live id, one that is closing is
+        opened anew when it has closed.
 
         Raises:
             SessionNotFound, AgentNotRegistered, StorageError.
         """
         check_text(handle, what="the handle", most=NAME_CHARS)
-        conversation_id: int = self._ask_registry(LoadSession(handle))
+        conversation_id: int = self._ask_registry(LoadSession(handle), waits=True)
         return conversation_id
 
     def close(self, cid: int, *, mode: Literal["drain", "now"] = "drain") -> bool:
@@ -686,12 +701,3 @@ class Runtime:
     def _scope(self, agent: str, sender: str) -> str:
         self._check_pair(agent, sender)
         return self._services.agents.get(agent).config.scope(sender)
-
-
-def _ask_quietly(ref: pykka.ActorRef[Any], message: object) -> GreenletFuture[None] | None:
-    """The future that a conversation answers with, or None if it is gone."""
-    try:
-        reply: GreenletFuture[None] = ref.ask(message, block=True)
-    except pykka.ActorDeadError:
-        return None
-    return reply
