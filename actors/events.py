@@ -113,7 +113,8 @@ class CompactionSkipped(Event):
 
 @frozen
 class Lagged(Event):
-    """`missed` events were dropped because this subscriber fell behind; an open segment is over.
+    """`missed` events were dropped because this subscriber fell behind. A segment that lost a piece is not
+    continued; in `Runtime.subscribe` the dropped ones may be of any conversation.
 
     The turn lost nothing: its result, `Runtime.conversation` and `Runtime.transcript` are whole.
     """

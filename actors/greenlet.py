@@ -467,7 +467,10 @@ class GreenletActorRef(pykka.ActorRef[A]):
         inbox = self.actor_inbox
         if inbox.stopped:
             raise pykka.ActorDeadError(f"{self} not found")
-        inbox.post((message, None))
+        if inbox.queue is not None and _thread_ident() == inbox.workers.thread:
+            inbox.queue.append((message, None))  # as post() does, without the call: tells come in floods
+        else:
+            inbox.post((message, None))
 
     def ask(self, message: Any, *, block: bool = True, timeout: float | None = None) -> Any:
         """Send a message and wait for the reply; with `block=False` get its future at once.

@@ -140,11 +140,9 @@ class Runtime:
             StorageError: the file cannot be used; the message says why.
             InvalidConfig: a tool or hook that makes no sense.
         """
-        if isinstance(model, str) or not (isinstance(model, Mapping) or hasattr(model, "stream")):
-            raise InvalidInput(
-                f"model must have a stream(request) method, or map names to models, not be {model!r}; "
-                "ScriptedModel() is one that needs no network"
-            )
+        _check_model(model)
+        if limits is not None and not isinstance(limits, Limits):
+            raise InvalidInput(f"limits must be Limits(...), not {limits!r}")
         limits = limits or Limits()
         if worker is None:
             notify = gevent.get_hub().loop.run_callback_threadsafe
@@ -177,6 +175,8 @@ class Runtime:
         """
         self._owner.check()
         check_not_own_turn(None, "shutdown")
+        if isinstance(drain, bool) or not isinstance(drain, int | float) or not drain >= 0:
+            raise InvalidInput(f"drain must be a number of seconds from 0 on, not {drain!r}")
         if self._down is None:
             self._refusal = RuntimeClosed("the runtime is shut down; open a new one")
             # In a greenlet of its own: whoever kills the caller, the file is closed in the end.
@@ -701,3 +701,19 @@ class Runtime:
     def _scope(self, agent: str, sender: str) -> str:
         self._check_pair(agent, sender)
         return self._services.agents.get(agent).config.scope(sender)
+
+
+def _check_model(model: object) -> None:
+    """Refuse what is neither a model nor a mapping from names to models."""
+    if isinstance(model, Mapping):
+        for name, one in model.items():
+            if not isinstance(name, str):
+                raise InvalidInput(f"models are mapped from their names, and {name!r} is no text")
+            if isinstance(one, Mapping):
+                raise InvalidInput(f"the model {name!r} is a mapping; map each name to a model")
+            _check_model(one)
+    elif isinstance(model, type) or not callable(getattr(model, "stream", None)):
+        raise InvalidInput(
+            "a model is an object with a stream(request) method, or a mapping from names to such; "
+            f"{model!r} is none. ScriptedModel() is one that needs no network"
+        )

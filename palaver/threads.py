@@ -55,6 +55,8 @@ class Owner:
         future: ThreadFuture[T] = ThreadFuture(self._thread)
 
         def call() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
             try:
                 value = function(*args, **kwargs)
             except BaseException as error:  # whatever it was, the other thread waits for it
@@ -80,11 +82,22 @@ class ThreadFuture(concurrent.futures.Future[T]):
 
     def set_result(self, result: T) -> None:
         super().set_result(result)
-        self._pending.release()
+        self._release()
 
     def set_exception(self, exception: BaseException | None) -> None:
         super().set_exception(exception)
-        self._pending.release()
+        self._release()
+
+    def cancel(self) -> bool:
+        """Take the call back, if it has not begun; whether that was in time."""
+        cancelled = super().cancel()
+        if cancelled:
+            self._release()
+        return cancelled
+
+    def _release(self) -> None:
+        if self._pending.locked():
+            self._pending.release()
 
     def result(self, timeout: float | None = None) -> T:
         """The function's value; raises its error, or TimeoutError after `timeout` seconds."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import logging
+import os
 import subprocess
 import sys
 import tracemalloc
@@ -15,8 +16,10 @@ import gevent
 import pykka
 import pykka.messages
 import pytest
+from gevent._hub_local import get_hub_if_exists
 from gevent.event import Event
 from gevent.hub import Hub, set_hub
+from gevent.threadpool import ThreadPool
 
 import actors.greenlet
 from actors.errors import HandlerFailed, WrongThread
@@ -34,7 +37,12 @@ def settle() -> None:
 
 
 def in_native_thread(function, *args):
-    return gevent.get_hub().threadpool.apply(function, args)
+    """Its result, from a new thread that gevent has not patched and that is gone afterwards."""
+    pool = ThreadPool(1)
+    try:
+        return pool.apply(function, args)
+    finally:
+        pool.kill()
 
 
 class Recorder:
@@ -777,6 +785,16 @@ def test_killed_idle_worker_is_not_used_again(spawn, fresh_pool):
     assert actor.ask("y", timeout=LONG) == "y"
 
 
+def test_foreign_switch_to_an_idle_worker_does_no_harm(spawn, fresh_pool):
+    actor = spawn(Echo)
+    actor.ask("x")
+    (worker,) = idle_workers()
+    gevent.get_hub().loop.run_callback(worker.switch)
+    settle()
+    assert not worker.dead
+    assert actor.ask("y", timeout=LONG) == "y"
+
+
 def test_asker_that_is_killed_leaves_actor_and_others_unharmed(spawn):
     actor, gate = spawn(Echo), Event()
     actor.tell(lambda _self: gate.wait())
@@ -799,6 +817,17 @@ def test_trap_10_another_thread_is_refused_by_name_and_nothing_is_queued(spawn):
             in_native_thread(call, "x")
     assert actor.actor_inbox.empty()
     assert actor.ask("y", timeout=LONG) == "y"
+
+
+def test_refusal_leaves_no_hub_in_the_other_thread(spawn):
+    actor = spawn(Echo)
+
+    def intrude():
+        with pytest.raises(WrongThread):
+            actor.tell("x")
+        return get_hub_if_exists()
+
+    assert in_native_thread(intrude) is None
 
 
 def test_actor_of_a_native_thread_lives_on_that_threads_hub():
@@ -928,8 +957,15 @@ print("done")
 )
 def test_trap_08_and_13_a_process_works_and_ends_quietly(first, patch):
     script = SCRIPT.format(first=first, patch=patch)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GEVENT_")}
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
     )
     assert (done.stdout, done.stderr, done.returncode) == ("done\n", "", 0)
 

@@ -11,6 +11,7 @@ import weakref
 import gevent
 import pykka
 import pytest
+from gevent.threadpool import ThreadPool
 
 from actors.errors import HandlerFailed, WrongThread
 from actors.greenlet import Deadlock, GreenletFuture
@@ -31,7 +32,12 @@ def settle() -> None:
 
 
 def in_native_thread(function, *args):
-    return gevent.get_hub().threadpool.apply(function, args)
+    """Its result, from a new thread that gevent has not patched and that is gone afterwards."""
+    pool = ThreadPool(1)
+    try:
+        return pool.apply(function, args)
+    finally:
+        pool.kill()
 
 
 class Waiting:
@@ -294,15 +300,25 @@ def test_callers_own_gevent_timeout_reaches_the_caller():
 
 
 def test_timeout_counts_from_the_call_although_the_hub_was_busy():
-    future, hub = GreenletFuture(), gevent.get_hub()
-    gevent.sleep(0)
-    until = time.perf_counter() + 0.03
-    while time.perf_counter() < until:
+    hub = gevent.get_hub()
+    hub.wait(hub.loop.timer(NOW))  # a greenlet that a timer woke finds the loop's clock standing still
+    begin = time.perf_counter()
+    while time.perf_counter() < begin + 0.03:
         pass
-    setter = hub.loop.timer(0.002)
-    setter.start(future.set, "x", update=True)
-    assert future.get(timeout=0.025) == "x"
-    setter.close()
+    begin = time.perf_counter()
+    with pytest.raises(pykka.Timeout):
+        GreenletFuture().get(timeout=0.02)
+    assert time.perf_counter() - begin > 0.015
+
+
+def test_waits_that_ended_leave_nothing_in_the_future():
+    future = GreenletFuture()
+    waiting = [Waiting(future, NOW) for _ in range(3)]
+    for each in waiting:
+        while each.outcome is None:
+            gevent.idle()
+        each.end()
+    assert (future._waiter, future._line) == (None, {})  # noqa: SLF001 - what would leak
 
 
 def test_get_hook_set_while_a_greenlet_waits_answers_it():

@@ -1,0 +1,34 @@
+"""The `palaver` command line, as click commands; the process must be patched by gevent before."""
+
+from __future__ import annotations
+
+import logging
+
+import click
+
+from palaver import __version__
+from palaver.commands.base import PlainErrors
+from palaver.commands.chat import chat
+from palaver.commands.demo import demo
+from palaver.commands.memory import memory
+from palaver.commands.replay import replay
+from palaver.commands.sessions import sessions
+from palaver.commands.verify import verify
+
+__all__ = ["palaver"]
+
+_SILENT = logging.CRITICAL + 1
+
+
+@click.group(cls=PlainErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="%(prog)s %(version)s", prog_name="palaver")
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens, to stderr.")
+def palaver(verbose: bool) -> None:
+    """Conversations between agents and senders that lose nothing they have accepted."""
+    # What a user must know is printed by the commands; the log is for those who ask for it.
+    level = logging.INFO if verbose else _SILENT
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+
+
+for command in (demo, chat, replay, sessions, memory, verify):
+    palaver.add_command(command)

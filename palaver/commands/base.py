@@ -1,0 +1,84 @@
+"""What the commands share: how errors and Ctrl-C end them, and their common options."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+import gevent
+
+from palaver.commands.output import printable
+from persistence.errors import PalaverError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
+DEFAULT_DB = "palaver.db"
+
+
+class PlainErrors(click.Group):
+    """A group whose errors are one line on stderr, and exit status 1; Ctrl-C is exit status 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PalaverError as error:
+            raise _failure(str(error)) from error
+        except sqlite3.Error as error:
+            raise _failure(f"the database cannot be read: {error}; `palaver verify` says more") from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader has enough: click ends quietly
+                raise
+            raise _failure(str(error)) from error
+        except KeyboardInterrupt:
+            if sys.stderr.isatty():
+                click.echo(err=True)  # the terminal's ^C gets a line of its own
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+def _failure(words: str) -> click.ClickException:
+    return click.ClickException(printable(" ".join(words.split())))
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt in the calling greenlet, for as long as the block runs.
+
+    Python's own handler would raise it in whichever greenlet happens to run: a turn, say, which
+    would end with an error in place of the command.
+    """
+    waiting = gevent.getcurrent()
+    loop = gevent.get_hub().loop
+    before = signal.getsignal(signal.SIGINT)
+    handler = gevent.signal_handler(
+        signal.SIGINT, lambda: loop.run_callback(waiting.throw, KeyboardInterrupt)
+    )
+    try:
+        yield
+    finally:
+        handler.cancel()
+        signal.signal(signal.SIGINT, before)
+
+
+def db_option(**changes: Any) -> Callable[[F], F]:
+    """`--db PATH`."""
+    settings: dict[str, Any] = {
+        "default": DEFAULT_DB,
+        "show_default": True,
+        "envvar": "PALAVER_DB",
+        "show_envvar": True,
+        "help": "The database file.",
+    }
+    return click.option("--db", "path", metavar="PATH", **{**settings, **changes})
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+agent_option = click.option("--agent", metavar="NAME", help="Only this agent's.")
+sender_option = click.option("--sender", metavar="NAME", help="Only this sender's.")
