@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from attrs import evolve
+
 from actors.models.base import Message
 from persistence.records import HistoryEntry, ToolCall
 
@@ -76,11 +78,19 @@ class LiveHistory:
         self.wire = [to_wire(summary)]
         self.chars = entry_chars(summary)
 
-    def seen_by(self, viewer: str) -> list[Message]:
-        """A copy of the history in wire form, as `viewer` sees it ("" is the own agent)."""
-        if not viewer:
+    def seen_by(self, guest: str, host: str) -> list[Message]:
+        """A copy of the history in wire form: as the host agent sees it, or as its guest `guest` does.
+
+        A guest answers in text and has no tools: it is shown what was said, the host's words as those of
+        another agent, and no tool calls.
+        """
+        if not guest:
             return self.wire.copy()
-        return [to_wire(entry, viewer) for entry in self.entries]
+        return [
+            to_wire(entry if entry.role != "assistant" or entry.agent else evolve(entry, agent=host), guest)
+            for entry in self.entries
+            if entry.role != "tool" and not (entry.tool_calls and not entry.content)
+        ]
 
 
 def interrupted_results(

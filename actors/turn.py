@@ -211,7 +211,7 @@ class Turn:
             self._wire.clear()
             self._chars = 0
             self._add(HistoryEntry("user", mend_text(content), sender=self.ticket.sender))
-        self._base = state.history.seen_by(self.ticket.guest or "")
+        self._base = state.history.seen_by(self.ticket.guest or "", state.agent)
         self._chars += state.history.chars
         injected = hooks.inject(state.agent, state.id, state.history.entries)
         self._injected = [to_wire(entry) for entry in injected]

@@ -25,7 +25,7 @@ Work = Ticket | CompactionWork
 
 
 class WorkQueue:
-    """Turns and compactions in the order of acceptance, with two exceptions: an interrupting turn is first;
+    """Turns and compactions in the order of acceptance, with two exceptions: interrupting turns are first;
     steers whose turn ended first come next, in the order of their calls. A turn whose acceptance is not
     committed yet keeps its place and holds up what follows.
     """
@@ -47,8 +47,8 @@ class WorkQueue:
         self._items.append(item)
 
     def put_first(self, item: Work) -> None:
-        """Before everything: an interrupting turn."""
-        self._items.appendleft(item)
+        """Before everything but interrupting turns that came before: an interrupting turn."""
+        self._items.insert(self._behind(lambda waiting: waiting.on_busy == "interrupt"), item)
 
     def put_steer(self, ticket: Ticket) -> None:
         """A steer whose turn ended before it was applied."""

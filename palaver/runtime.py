@@ -482,7 +482,7 @@ class Runtime:
         if not state.history.entries:
             return None
         agent = self._services.agents.get(state.agent)
-        return compaction.summarize(self._services, state, agent, state.history.seen_by(""))
+        return compaction.summarize(self._services, state, agent, state.history.seen_by("", state.agent))
 
     def compact(self, cid: int) -> CompactOutcome:
         """Replace the live history by a summary, after the turns that were accepted before.

@@ -61,8 +61,8 @@ def turns_of(db: Database, session_id: int, states: Sequence[TurnState] | None =
 def unfinished(db: Database) -> list[TurnRow]:
     """Every turn that has not ended, in id order."""
     # The same words as the partial index's, or SQLite would not use it.
-    rows = db.execute(f"{_SELECT} WHERE state IN ('queued', 'running') ORDER BY id").fetchall()
-    return [_turn(row) for row in rows]
+    rows = db.execute(f"{_SELECT} WHERE state IN ('queued', 'running') ORDER BY session_id, id").fetchall()
+    return sorted((_turn(row) for row in rows), key=lambda turn: turn.id)
 
 
 def left_undone(db: Database, session_id: int) -> UnfinishedWork:

@@ -21,7 +21,7 @@ from palaver import AgentConfig, Chunk, HistoryEntry, ModelRequest, Runtime, Scr
 from persistence.worker import Committer, DatabaseWorker
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE_S = 30.0  # a test that takes longer waits for something that never comes
+PATIENCE_S = 20.0  # a test that takes longer waits for something that never comes
 
 CRAB = AgentConfig(name="crab", model="m", system_prompt="You are a crab.", auto_title=False)
 
@@ -91,8 +91,8 @@ class Runtimes:
             rt.shutdown(drain=0)
 
 
-@pytest.fixture
-def runtimes(tmp_path: Path) -> Iterator[Runtimes]:
+@pytest.fixture(name="runtimes")
+def opened_runtimes(tmp_path: Path) -> Iterator[Runtimes]:
     """Runtimes of this test. Nothing in it may wait for ever."""
     with gevent.Timeout(PATIENCE_S):
         opened = Runtimes(tmp_path)

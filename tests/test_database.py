@@ -136,7 +136,7 @@ def test_looking_up_a_topic_is_an_index_lookup(db: sqlite_utils.Database) -> Non
 
 
 def test_unfinished_turns_are_found_by_their_own_index(db: sqlite_utils.Database) -> None:
-    sql = "SELECT * FROM turns WHERE state IN ('queued', 'running') ORDER BY id"
+    sql = "SELECT * FROM turns WHERE state IN ('queued', 'running') ORDER BY session_id, id"
     assert "turns_unfinished" in str(db.execute(f"EXPLAIN QUERY PLAN {sql}").fetchall())
 
 

@@ -17,8 +17,8 @@ from support import (
     Runtimes,
     handle_of,
     history_of,
+    opened_runtimes,  # noqa: F401 - a fixture
     routers_of,
-    runtimes,  # noqa: F401 - a fixture
     texts,
     topic,
     until,
@@ -80,7 +80,7 @@ def test_next_conversation_id_goes_on_after_transfer_to(runtimes: Runtimes) -> N
 
 def test_get_or_create_refuses_an_unregistered_agent(runtimes: Runtimes) -> None:
     rt = runtimes.open()
-    with pytest.raises(AgentNotRegistered, match="'whale'.*'crab'"):
+    with pytest.raises(AgentNotRegistered, match=r"'whale'.*'crab'"):
         rt.get_or_create("whale", "alice")
     assert rt.conversation_count() == 0
     assert routers_of(rt) == {}
@@ -365,12 +365,12 @@ def test_steer_without_a_running_turn_is_an_error(runtimes: Runtimes, stored: bo
 
 def _by_send(rt: Runtime, cid: int) -> Callable[[], object]:
     sent = gevent.spawn(rt.send, cid, "go")
-    return lambda: sent.get()
+    return sent.get
 
 
 def _by_submit(rt: Runtime, cid: int) -> Callable[[], object]:
     ticket = rt.submit(cid, "go")
-    return lambda: ticket.result()
+    return ticket.result
 
 
 def _by_stream(rt: Runtime, cid: int) -> Callable[[], object]:
@@ -492,6 +492,28 @@ def test_conversation_id_takes_as_long_among_5000_conversations_as_among_10(runt
     for number in range(10, 5_000):
         rt.get_or_create("crab", f"sender {number}")
     assert best_time() < 20 * few  # a scan would be 500 times as much
+
+
+# -- acquire_slot ----------------------------------------------------------------------------------
+
+
+def test_acquire_slot_every_id_reaches_the_conversation_of_its_agent_sender_and_topic(
+    runtimes: Runtimes,
+) -> None:
+    rt = runtimes.open(agents=[CRAB, attrs.evolve(CRAB, name="whale")])
+    ids = {
+        (agent, sender, title): topic(rt, title, sender, agent)
+        for agent in ("crab", "whale")
+        for sender in ("alice", "bob")
+        for title in ("one", "two")
+    }
+    for place, cid in ids.items():
+        rt.send(cid, " ".join(place))
+    for place, cid in ids.items():
+        snapshot = rt.conversation(cid)
+        assert snapshot is not None
+        assert (snapshot.agent, snapshot.sender, snapshot.topic) == place
+        assert [entry.content for entry in snapshot.history] == [" ".join(place)] * 2
 
 
 # -- compact ---------------------------------------------------------------------------------------
@@ -999,7 +1021,12 @@ def test_models_tools_take_no_scope_as_an_argument(runtimes: Runtimes) -> None:
     caller = Caller()
     rt = runtimes.open(caller.model)
     cid = rt.get_or_create("crab", "bob")
-    for spoofed in ({"sender": "alice"}, {"agent": "whale"}, {"scope": "alice"}, {"call": {"sender": "alice"}}):
+    for spoofed in (
+        {"sender": "alice"},
+        {"agent": "whale"},
+        {"scope": "alice"},
+        {"call": {"sender": "alice"}},
+    ):
         read = caller.call(rt, cid, "remember", name="colour", content="red", **spoofed)
         assert read.startswith("error:")
     assert rt.memory.entries("crab", "alice") == []

@@ -10,6 +10,24 @@ from typing import Any
 import gevent
 import pytest
 from gevent.event import Event as Signal
+from turns_support import (
+    AGENT,
+    HeldModel,
+    all_states,
+    assert_memory_is_disk,
+    deadline,
+    exchanges,
+    in_file,
+    kind,
+    kinds,
+    let_run,
+    never_blocks_the_hub,
+    race,
+    runtime,
+    said,
+    settled,
+    stored_states,
+)
 
 from palaver import (
     AgentConfig,
@@ -30,24 +48,6 @@ from palaver import (
     TurnResult,
 )
 from persistence import sessions
-from turns_support import (
-    AGENT,
-    HeldModel,
-    all_states,
-    assert_memory_is_disk,
-    deadline,
-    exchanges,
-    in_file,
-    kind,
-    kinds,
-    let_run,
-    never_blocks_the_hub,
-    race,
-    runtime,
-    said,
-    settled,
-    stored_states,
-)
 
 ROOMY = Limits(queued_per_conversation=5_000, queued_per_sender=5_000)
 GONE = (ConversationClosed, ConversationNotFound)
@@ -470,7 +470,8 @@ def test_a_storm_of_interrupts_gives_every_message_one_end(tmp_path: Path, store
                     for n in range(5)
                 ]
 
-            results = sum(race([partial(caller, number) for number in range(60)], seed=10), start=[])
+            callers = race([partial(caller, number) for number in range(60)], seed=10)
+            results = [result for mine in callers for result in mine]
             assert set(kinds(results)) == {"text_response", "cancelled"}
             assert len({result.turn_id for result in results}) == 300
             shown = rt.conversation(cid)

@@ -19,9 +19,9 @@ from support import (
     Runtimes,
     handle_of,
     history_of,
+    opened_runtimes,  # noqa: F401 - a fixture
     routers_of,
     run_script,
-    runtimes,  # noqa: F401 - a fixture
     texts,
     topic,
     until,
@@ -267,7 +267,7 @@ def test_fault_04_a_step_that_cannot_be_stored_ends_the_turn_with_the_error(runt
     cid = topic(rt)
     ticket = rt.submit(cid, "go")
     asked = model.asked()
-    refuse(runtimes, rt, "INSERT ON entries WHEN new.body LIKE '%\"role\":\"tool\"%'")
+    refuse(runtimes, rt, 'INSERT ON entries WHEN new.body LIKE \'%"role":"tool"%\'')
     asked.answer(Reply(tool_calls=[("look", {})]))
     result = ticket.result()
     assert result.stop_reason == "error"
