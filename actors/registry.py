@@ -99,7 +99,7 @@ class RegistryActor(GreenletActor):
         self._handles: dict[str, int] = {}
         self._opening: dict[int, Opening] = {}
         self._closing: dict[int, Closing] = {}
-        self._closing_topics: dict[tuple[Pair, str], int] = {}
+        self._closing_topics: dict[tuple[Pair, str], list[int]] = {}
         self._refusal: RuntimeClosed | None = None
 
     def on_death(self, reason: BaseException | None) -> None:
@@ -311,7 +311,8 @@ class RegistryActor(GreenletActor):
         else:
             self._closing[conversation_id] = Closing(reply)
             if state.topic is not None:
-                self._closing_topics[(state.agent, state.sender), state.topic] = conversation_id
+                key = (state.agent, state.sender), state.topic
+                self._closing_topics.setdefault(key, []).append(conversation_id)
             self._drop_route(state)
         assert state.ref is not None
         notify(state.ref, Close(mode))
@@ -345,7 +346,12 @@ class RegistryActor(GreenletActor):
         if state.handle is not None and self._handles.get(state.handle) == conversation_id:
             del self._handles[state.handle]
         if state.topic is not None:
-            self._closing_topics.pop(((state.agent, state.sender), state.topic), None)
+            key = (state.agent, state.sender), state.topic
+            closing = self._closing_topics.get(key, [])
+            if conversation_id in closing:
+                closing.remove(conversation_id)
+            if not closing:
+                self._closing_topics.pop(key, None)
 
     def _drop_route(self, state: ConversationState) -> None:
         pair = (state.agent, state.sender)
@@ -356,8 +362,8 @@ class RegistryActor(GreenletActor):
                 del self._routers[pair]
 
     def _closing_of(self, pair: Pair, title: str) -> Closing | None:
-        conversation_id = self._closing_topics.get((pair, title))
-        return None if conversation_id is None else self._closing[conversation_id]
+        closing = self._closing_topics.get((pair, title))
+        return self._closing[closing[-1]] if closing else None
 
     # -- moving to another runtime -----------------------------------------------------------------
 
