@@ -626,7 +626,7 @@ if pid == 0:
 os.waitpid(pid, 0)
 worker.call(lambda db: db.execute(
     "INSERT INTO deleted_sessions (handle, last_turn, last_steer) VALUES ('after', 0, 0)") and None)
-print(os.path.exists(sys.argv[1] + "-wal"))
+print(os.path.exists(sys.argv[1] + "-wal"), flush=True)
 os._exit(0)  # as a crash: what was committed is in the WAL alone
 """
     command = [sys.executable, "-c", code, str(path)]
