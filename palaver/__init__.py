@@ -59,7 +59,8 @@ if TYPE_CHECKING:
     from actors.state import CompactOutcome, ConversationInfo, ConversationSnapshot, SwitchOutcome
     from actors.ticket import Ticket
     from actors.tools import Tool, ToolContext
-    from palaver.runtime import Runtime, Stats
+    from palaver.runtime import Runtime
+    from palaver.stats import Stats
     from persistence.errors import (
         BacklogFull,
         DatabaseInUse,
@@ -155,10 +156,8 @@ _HOMES = {
         "Tool",
         "ToolContext",
     ),
-    "palaver.runtime": (
-        "Runtime",
-        "Stats",
-    ),
+    "palaver.runtime": ("Runtime",),
+    "palaver.stats": ("Stats",),
     "persistence.errors": (
         "BacklogFull",
         "DatabaseInUse",

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import gevent
 import pykka
-from attrs import frozen
 
 from actors import compaction
 from actors.config import AgentConfig, Limits
@@ -51,6 +49,7 @@ from actors.ticket import OnBusy, Ticket, check_on_busy, unknown_conversation
 from actors.tools import Tool
 from palaver.memory import Memory
 from palaver.moving import transfer
+from palaver.stats import Stats, gather
 from palaver.threads import Owner, ThreadFuture
 from persistence import sessions
 from persistence.records import HistoryEntry, SessionSummary, TurnResult
@@ -65,30 +64,6 @@ T = TypeVar("T")
 CLEAN_UP_S = 10.0
 LISTING_BURST = 2_000  # conversations listed before other greenlets get their turn
 NAME_CHARS = 200
-
-
-@frozen
-class Stats:
-    """Counts of one runtime, now.
-
-    `conversations` by state (`opening idle running closing`), `running` and `queued` turns,
-    `oldest_waiting_s` the age of the oldest queued turn of a topic (None if none waits), `database_*` the
-    worker's commits, jobs, waiting jobs and largest batch, `restarts` of actors, `closing_down` whether
-    new work is refused.
-    """
-
-    conversations: Mapping[str, int]
-    running: int
-    queued: int
-    oldest_waiting_s: float | None
-    commits: int
-    database_jobs: int
-    database_waiting: int
-    largest_batch: int
-    database_failed: str | None
-    subscribers: int
-    restarts: int
-    closing_down: bool
 
 
 class Runtime:
@@ -544,28 +519,7 @@ class Runtime:
     def stats(self) -> Stats:
         """Counts of this runtime, now."""
         self._owner.check()
-        states = Counter(state.phase for state in self._conversations.values())
-        tickets = [*self._services.directory.tickets.values()]
-        waiting = [
-            ticket.accepted_at for ticket in tickets if ticket.state == "queued" and ticket.accepted_at
-        ]
-        worker = self._services.store.stats
-        return Stats(
-            conversations={
-                phase: states.get(phase, 0) for phase in ("opening", "idle", "running", "closing")
-            },
-            running=sum(ticket.state == "running" for ticket in tickets),
-            queued=sum(ticket.state == "queued" for ticket in tickets),
-            oldest_waiting_s=self._clock.wall() - min(waiting) if waiting else None,
-            commits=worker.commits,
-            database_jobs=worker.jobs,
-            database_waiting=worker.waiting,
-            largest_batch=worker.largest_batch,
-            database_failed=worker.failed,
-            subscribers=len(self._services.directory.streams),
-            restarts=0,
-            closing_down=self._refusal is not None,
-        )
+        return gather(self._services, closing_down=self._refusal is not None)
 
     # -- stored sessions ---------------------------------------------------------------------------
 
