@@ -222,7 +222,7 @@ def test_close_and_reopen_of_one_topic_never_make_two_live_actors_of_one_session
 # -- closing -------------------------------------------------------------------------------------------
 
 
-def close_against_sends(folder: Path, mode: str, is_topic: bool, seed: int) -> None:
+def close_against_sends(folder: Path, mode: str, is_topic: bool, seed: int, number: int) -> None:
     model = ScriptedModel()
     with runtime(folder / f"{mode}{is_topic}{seed}.db", model, limits=ROOMY) as rt:
         cid = conversation(rt, is_topic)
@@ -234,9 +234,9 @@ def close_against_sends(folder: Path, mode: str, is_topic: bool, seed: int) -> N
             asked_at_close.append(len(model.requests))
             return closed
 
-        calls: list[Any] = [partial(rt.send, cid, f"m{number}") for number in range(300)]
+        calls: list[Any] = [partial(rt.send, cid, f"m{n}") for n in range(number)]
         outcomes = race([*calls, close, close, close], seed=seed)
-        sends, closes = outcomes[:300], outcomes[300:]
+        sends, closes = outcomes[:number], outcomes[number:]
 
         assert sorted(closes) == [False, False, True]
         assert rt.close(cid) is False
@@ -258,13 +258,13 @@ def close_against_sends(folder: Path, mode: str, is_topic: bool, seed: int) -> N
 
 
 @pytest.mark.parametrize("mode", ["drain", "now"])
-def test_a_close_against_three_hundred_sends_leaves_none_without_an_answer(
+def test_a_close_against_a_thousand_sends_leaves_none_without_an_answer(
     tmp_path: Path, mode: str, stored: bool
 ) -> None:
     @never_blocks_the_hub
     def run(folder: Path) -> None:
-        for seed in range(3):
-            close_against_sends(folder, mode, stored, seed)
+        for seed, number in enumerate((1_000, 100, 100)):
+            close_against_sends(folder, mode, stored, seed, number)
 
     run(tmp_path)
 
@@ -328,12 +328,12 @@ def _yielding_echo(request: ModelRequest) -> str:
 def test_compactions_among_sends_lose_nothing(tmp_path: Path) -> None:
     with runtime(tmp_path / "a.db", limits=ROOMY) as rt:
         cid, handle = topic(rt, title="Auth!")
-        calls: list[Any] = [partial(rt.send, cid, f"m{number}") for number in range(200)]
+        calls: list[Any] = [partial(rt.send, cid, f"m{number}") for number in range(1_000)]
         calls += [partial(rt.compact, cid)] * 25
         outcomes = race(calls, seed=7)
-        results, compactions = outcomes[:200], outcomes[200:]
+        results, compactions = outcomes[:1_000], outcomes[1_000:]
 
-        assert kinds(results) == {"text_response": 200}
+        assert kinds(results) == {"text_response": 1_000}
         names = [c.archive for c in compactions if isinstance(c, CompactOutcome) and c.archive]
         assert len(names) == len(set(names)) >= 20
         assert set(names) == {f"auth-{number}" for number in range(1, len(names) + 1)}
