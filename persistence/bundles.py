@@ -174,10 +174,8 @@ def _store_memory(db: Database, row: JsonObject, handle: str) -> None:
 
 
 def _known_handle(db: Database, handle: str) -> bool:
-    sql = (
-        "SELECT 1 FROM sessions WHERE handle = ?1 UNION ALL SELECT 1 FROM deleted_sessions WHERE handle = ?1"
-    )
-    return bool(db.execute(sql, [handle]).fetchall())
+    sql = "SELECT 1 FROM sessions WHERE handle = ? UNION ALL SELECT 1 FROM deleted_sessions WHERE handle = ?"
+    return bool(db.execute(sql, [handle, handle]).fetchall())
 
 
 def _rows(db: Database, columns: str, source: str, *params: Any) -> list[JsonObject]:

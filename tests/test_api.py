@@ -9,6 +9,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -2105,3 +2106,17 @@ def test_a_file_can_be_opened_again_as_soon_as_shutdown_has_returned(runtimes: R
         rt.send(topic(rt), "hello")
         rt = runtimes.reopen(rt)
     assert len(rt.transcript(rt.sessions()[0].handle)) == 6
+
+
+def test_transfer_to_and_back_again(runtimes: Runtimes, tmp_path: Path) -> None:
+    first = runtimes.open(path=tmp_path / "first.db")
+    cid = first.switch_topic("crab", "alice", "there and back", "about it").conversation_id
+    assert first.send(cid, "one").stop_reason == "text_response"
+    second = runtimes.open(path=tmp_path / "second.db")
+    assert first.transfer_to(second) == 1
+    assert second.send(cid, "two").stop_reason == "text_response"
+    assert second.transfer_to(first) == 1
+    assert first.send(cid, "three").stop_reason == "text_response"
+    said = [entry.content for entry in first.transcript(handle_of(first, cid)) if entry.role == "user"]
+    assert said == ["one", "two", "three"]
+    assert second.sessions() == []
