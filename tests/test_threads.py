@@ -50,7 +50,9 @@ from actors.errors import WrongThread
 from palaver.threads import Owner
 
 owner = Owner()
-pid = os.fork()
+# gevent's own waitpid may miss a child that ends at once
+fork, wait = monkey.get_original("os", ["fork", "waitpid"])
+pid = fork()
 if pid == 0:
     refused = 0
     for call in (owner.check, lambda: owner.run(print)):
@@ -59,7 +61,7 @@ if pid == 0:
         except WrongThread as error:
             refused += f"process {os.getppid()}; a forked child must open its own" in str(error)
     os._exit(refused)
-print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+print(os.waitstatus_to_exitcode(wait(pid, 0)[1]))
 owner.check()
 """
 
