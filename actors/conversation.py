@@ -168,7 +168,7 @@ class ConversationActor(Accepting):
         early, self._early = self._early or [], None
         for waiting in early:
             if isinstance(waiting, CompactionWork):
-                waiting.reply.set_exception((type(error), error, None))
+                waiting.reply.fail(error)
             elif isinstance(waiting, Submit | Steer):
                 waiting.ticket.fail(error)
         self._refusal = ConversationClosed(f"conversation {self._state.id} could not be opened: {error}")
@@ -241,7 +241,7 @@ class ConversationActor(Accepting):
 
     def _take_compaction(self, work: CompactionWork) -> None:
         if self._refusal is not None:
-            work.reply.set_exception((type(self._refusal), self._refusal, None))
+            work.reply.fail(self._refusal)
             return
         self._queue.append(work)
         self._advance()
@@ -250,7 +250,7 @@ class ConversationActor(Accepting):
         work = self._activity
         assert isinstance(work, CompactionWork)
         if message.error is not None:
-            work.reply.set_exception((type(message.error), message.error, None))
+            work.reply.fail(message.error)
         else:
             work.reply.set(message.outcome)
         self._activity = None

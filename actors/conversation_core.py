@@ -121,11 +121,11 @@ class ConversationCore(GreenletActor):
                 self._services.directory.release(work.turn_id, self._state.sender)
                 work.fail(error)
             else:
-                work.reply.set_exception((type(error), error, None))
+                work.reply.fail(error)
 
     def _drop_compactions(self, error: Exception) -> None:
         for work in self._queue.take_compactions():
-            work.reply.set_exception((type(error), error, None))
+            work.reply.fail(error)
 
     # -- coming to rest ----------------------------------------------------------------------------
 

@@ -162,5 +162,5 @@ class Ending(ConversationCore):
         for settled in self._settled:
             settled.set(None)
         if self._on_quiet is not None:
-            self._on_quiet.set_exception((type(error), error, None))
+            self._on_quiet.fail(error)
         self._tell_registry(ConversationStopped(self._state.id, error))

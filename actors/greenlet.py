@@ -132,6 +132,10 @@ class GreenletFuture(pykka.Future[T]):
             self._error = (error, traceback)
         self.set(_FAILED)
 
+    def fail(self, error: BaseException) -> None:
+        """Set `error` as the answer, without a traceback of where it comes from. Errors as for `set`."""
+        self.set_exception((type(error), error, None))
+
     def set_get_hook(self, func: Callable[[float | None], T]) -> None:
         """Let `func(timeout)` make the answer at the first `get`, once. Errors as for `set`."""
         if self._answer is not _UNSET:

@@ -11,7 +11,7 @@ from gevent import GreenletExit
 
 from actors.greenlet import GreenletFuture
 from actors.state import ConversationState
-from actors.storage import Store
+from actors.storage import Store, settle
 from actors.ticket import SteerRequest, Ticket
 from persistence import sessions, turns
 from persistence.records import (
@@ -77,7 +77,7 @@ class Journal:
         """Store an accepted steer of a running turn."""
         ticket = steer.ticket
         new = NewSteer(steer.id, self.session_id, turn_id, ticket.sender, ticket.content, self._clock.wall())
-        self._store.write(WriteSet(new_steers=(new,)), lambda _value, error: then(error))
+        self._write(WriteSet(new_steers=(new,)), then)
 
     def steer_as_turn(self, steer: SteerRequest, then: Then) -> None:
         """A stored steer whose turn ended first becomes a turn of its own."""
@@ -85,7 +85,7 @@ class Journal:
             new_turns=(self._row(steer.ticket, "queued"),),
             steer_updates=(SteerUpdate(steer.id, steer.ticket.turn_id),),
         )
-        self._store.write(writes, lambda _value, error: then(error))
+        self._write(writes, then)
 
     def end_steer(self, steer: SteerRequest, result: TurnResult, then: Then) -> None:
         """A stored steer ends without having been applied: as a turn that did not run."""
@@ -95,12 +95,12 @@ class Journal:
             finished_at=self._clock.wall(),
         )
         writes = WriteSet(new_turns=(row,), steer_updates=(SteerUpdate(steer.id, steer.ticket.turn_id),))
-        self._store.write(writes, lambda _value, error: then(error))
+        self._write(writes, then)
 
     def end_unrun(self, tickets: Sequence[Ticket], results: Sequence[TurnResult], then: Then) -> None:
         """Turns that end without having run."""
         updates = tuple(self._ended(ticket, result) for ticket, result in zip(tickets, results, strict=True))
-        self._store.write(WriteSet(turn_updates=updates), lambda _value, error: then(error))
+        self._write(WriteSet(turn_updates=updates), then)
 
     # -- a turn's steps and its end ----------------------------------------------------------------
 
@@ -120,7 +120,7 @@ class Journal:
             events=(NewEvent(self.session_id, turn_id, self._clock.wall(), trace),),
         )
         future: GreenletFuture[None] = GreenletFuture()
-        self._store.write(writes, lambda _value, error: _settle_step(future, error))
+        self._store.write(writes, partial(settle, future))
         wait_through_kills(future)
         self._advance(len(entries))
 
@@ -188,6 +188,9 @@ class Journal:
 
     # -- rows --------------------------------------------------------------------------------------
 
+    def _write(self, writes: WriteSet, then: Then) -> None:
+        self._store.write(writes, lambda _value, error: then(error))
+
     def _row(self, ticket: Ticket, state: TurnState) -> TurnRow:
         return TurnRow(
             id=ticket.turn_id,
@@ -231,13 +234,6 @@ class Journal:
     def _advance(self, new_entries: int) -> None:
         self.next_seq += new_entries
         self.revision += 1
-
-
-def _settle_step(future: GreenletFuture[None], error: BaseException | None) -> None:
-    if error is None:
-        future.set(None)
-    else:
-        future.set_exception((type(error), error, None))
 
 
 def wait_through_kills(future: GreenletFuture[Any]) -> None:

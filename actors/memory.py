@@ -115,7 +115,7 @@ class MemoryActor(GreenletActor):
         if message.error is not None:
             del self._counters[series]
             for reply in counter.waiting:
-                reply.set_exception((type(message.error), message.error, None))
+                reply.fail(message.error)
             return
         counter.highest = message.highest
         self._give(series, counter)

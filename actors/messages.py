@@ -101,9 +101,9 @@ class BeginTransfer:
 
 @frozen
 class EndTransfer:
-    """The transfer is over. `moved`: forget every conversation; else go on as before. Reply: None."""
+    """The transfer is over: forget the conversations that moved, and open new ones again. Reply: None."""
 
-    moved: bool
+    moved: tuple[int, ...]
 
 
 @frozen

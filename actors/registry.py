@@ -220,7 +220,7 @@ class RegistryActor(GreenletActor):
         for waiter in opening.waiters:
             if notice.conversation_id in self._closing:
                 error = ConversationClosed(f"the topic {opening.title!r} was closed while it opened")
-                _refuse(waiter.reply, error)
+                waiter.reply.fail(error)
             elif isinstance(waiter.request, SwitchTopic):
                 # A topic that this very opening created is new to everybody who waited for it.
                 waiter.reply.set(SwitchOutcome(notice.conversation_id, notice.resumed))
@@ -237,7 +237,7 @@ class RegistryActor(GreenletActor):
             if isinstance(notice.error, DescriptionRequired) and described:
                 self._again(waiter)  # the one who came first had no description, this one has
             else:
-                _refuse(waiter.reply, notice.error)
+                waiter.reply.fail(notice.error)
         self._end_closing(notice.conversation_id)
 
     def _again(self, waiter: Waiter) -> None:
@@ -248,7 +248,7 @@ class RegistryActor(GreenletActor):
             else:
                 self._load(waiter)
         except Exception as error:
-            _refuse(waiter.reply, error)
+            waiter.reply.fail(error)
 
     # -- loading -----------------------------------------------------------------------------------
 
@@ -273,14 +273,14 @@ class RegistryActor(GreenletActor):
     def _looked_up(self, notice: SessionLookedUp) -> None:
         waiter: Waiter = notice.request
         if notice.error is not None:
-            _refuse(waiter.reply, notice.error)
+            waiter.reply.fail(notice.error)
         elif notice.summary is None:
-            _refuse(waiter.reply, SessionNotFound(f"no stored session has the handle {notice.handle!r}"))
+            waiter.reply.fail(SessionNotFound(f"no stored session has the handle {notice.handle!r}"))
         else:
             try:
                 self._load_known(waiter, notice.summary)
             except Exception as error:
-                _refuse(waiter.reply, error)
+                waiter.reply.fail(error)
 
     def _load_known(self, waiter: Waiter, summary: SessionSummary) -> None:
         self._check_open()
@@ -324,7 +324,7 @@ class RegistryActor(GreenletActor):
         opening = self._opening.pop(notice.conversation_id, None)
         self._forget(notice.conversation_id)
         for waiter in opening.waiters if opening is not None else ():
-            _refuse(waiter.reply, notice.error or ConversationClosed("the conversation was closed"))
+            waiter.reply.fail(notice.error or ConversationClosed("the conversation was closed"))
         self._end_closing(notice.conversation_id)
 
     def _end_closing(self, conversation_id: int) -> None:
@@ -374,12 +374,10 @@ class RegistryActor(GreenletActor):
         self._refusal = RuntimeClosed("the runtime is being transferred and opens nothing new")
         return self._refs()
 
-    def _end_transfer(self, moved: bool) -> None:
+    def _end_transfer(self, moved: tuple[int, ...]) -> None:
         self._refusal = None
-        if moved:
-            self._conversations.clear()
-            self._routers.clear()
-            self._handles.clear()
+        for conversation_id in moved:
+            self._forget(conversation_id)
 
     def _check_adoption(self, message: CheckAdoption) -> None:
         self._check_open()
@@ -423,7 +421,3 @@ class RegistryActor(GreenletActor):
 
 def _copy(router: TopicRouter) -> TopicRouter:
     return TopicRouter(router.tmp, router.active, dict(router.by_title))
-
-
-def _refuse(reply: GreenletFuture[Any], error: BaseException) -> None:
-    reply.set_exception((type(error), error, None))

@@ -135,7 +135,7 @@ def _unheard(_value: object, error: BaseException | None) -> None:
 def settle(future: GreenletFuture[Any], value: Any, error: BaseException | None) -> None:
     """Put a job's outcome into a future."""
     if error is not None:
-        future.set_exception((type(error), error, None))
+        future.fail(error)
     else:
         future.set(value)
 

@@ -207,8 +207,8 @@ class Ticket:
             return
         self.state = "failed"
         if not self.durable:
-            self._accepted.set_exception((type(error), error, None))
-        self._result.set_exception((type(error), error, None))
+            self._accepted.fail(error)
+        self._result.fail(error)
         self._end_all(error)
         for follower in self.followers:
             follower.fail(error)

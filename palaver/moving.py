@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
@@ -10,6 +11,7 @@ import attrs
 
 from actors.messages import Adopt, BeginTransfer, CheckAdoption, DescribeRouting, Detach, EndTransfer
 from actors.services import Services
+from actors.topics import TopicRouter
 from actors.transfer import MovedConversation
 from persistence import sessions
 
@@ -26,7 +28,8 @@ def transfer(source: Services, target: Services) -> int:
 
     Raises:
         AgentNotRegistered, InvalidInput: the target cannot take them; nothing has moved.
-        StorageError: a session could not be copied.
+        StorageError: a session could not be copied. What had moved before lives in the target, the rest goes
+            on in the source.
     """
     live = list(source.directory.conversations.values())
     agents = tuple(dict.fromkeys(state.agent for state in live))
@@ -34,12 +37,39 @@ def transfer(source: Services, target: Services) -> int:
     refs: dict[int, Any] = _ask(source, BeginTransfer())
     timeout = source.limits.ask_timeout_s
     waiting = [ref.ask(Detach(), timeout=timeout) for ref in refs.values()]
-    detached: list[MovedConversation] = [reply.get() for reply in waiting]
-    moved = tuple(_move_stored(source, target, one) for one in detached)
-    routers, next_id = _ask(source, DescribeRouting())
-    _ask(target, Adopt(moved, routers, next_id))
-    _ask(source, EndTransfer(moved=True))
+    left: list[MovedConversation] = [reply.get() for reply in waiting]
+    moved: list[MovedConversation] = []
+    try:
+        while left:
+            moved.append(_move_stored(source, target, left[0]))
+            del left[0]
+    finally:
+        ids = tuple(one.state.id for one in moved)
+        routers, next_id = _ask(source, DescribeRouting())
+        _ask(target, Adopt(tuple(moved), _routes_of(routers, ids), next_id))
+        _ask(source, EndTransfer(ids))
+        _ask(source, Adopt(tuple(_stay(source, one) for one in left), {}, next_id))
     return len(moved)
+
+
+def _routes_of(
+    routers: Mapping[tuple[str, str], TopicRouter], ids: Sequence[int]
+) -> dict[tuple[str, str], TopicRouter]:
+    """The routers with nothing but the routes to these conversations."""
+    kept = frozenset(ids)
+    for router in routers.values():
+        for conversation_id in (router.tmp, *router.by_title.values()):
+            if conversation_id is not None and conversation_id not in kept:
+                router.drop(conversation_id)
+    return {pair: router for pair, router in routers.items() if not router.empty}
+
+
+def _stay(source: Services, one: MovedConversation) -> MovedConversation:
+    """A conversation that could not move, for the source to take back."""
+    handle = one.state.handle
+    if handle is None:
+        return one
+    return attrs.evolve(one, session=source.store.call(partial(sessions.load_session, handle=handle)))
 
 
 def _move_stored(source: Services, target: Services, moved: MovedConversation) -> MovedConversation:

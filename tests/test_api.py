@@ -67,6 +67,7 @@ from palaver import (
     ScriptedModel,
     SessionNotFound,
     SessionSummary,
+    StorageError,
     SwitchOutcome,
     TextDelta,
     TextEnd,
@@ -2122,3 +2123,31 @@ def test_transfer_to_and_back_again(runtimes: Runtimes, tmp_path: Path) -> None:
     said = [entry.content for entry in first.transcript(handle_of(first, cid)) if entry.role == "user"]
     assert said == ["one", "two", "three"]
     assert second.sessions() == []
+
+
+def test_a_transfer_that_fails_midway_leaves_every_conversation_alive_on_one_side(
+    runtimes: Runtimes, tmp_path: Path
+) -> None:
+    first = runtimes.open(path=tmp_path / "first.db")
+    second = runtimes.open(path=tmp_path / "second.db")
+    chat = first.get_or_create("crab", "alice")
+    moves = first.switch_topic("crab", "alice", "moves", "about it").conversation_id
+    stays = first.switch_topic("crab", "bob", "stays", "about it").conversation_id
+    for cid in (chat, moves, stays):
+        assert first.send(cid, "before").text == "before"
+    for rt, content in ((first, "one thing"), (second, "another")):
+        rt.memory.remember("crab", "bob", "a note", content)  # which the copy must not overwrite
+    with pytest.raises(StorageError, match="a note"):
+        first.transfer_to(second)
+    assert (second.conversations(), first.conversations()) == ([chat, moves], [stays])
+    assert second.conversation_id("crab", "alice") == moves
+    assert first.get_or_create("crab", "bob") == stays
+    for rt, cid in ((second, chat), (second, moves), (first, stays)):
+        assert rt.send(cid, "after").text == "after"
+    assert [entry.content for entry in first.transcript(handle_of(first, stays))] == [
+        "before",
+        "before",
+        "after",
+        "after",
+    ]
+    assert first.get_or_create("crab", "carol") > stays  # it opens new ones again
