@@ -111,6 +111,10 @@ class Limits:
         tool_output_chars: characters of a tool's result; longer ones are cut, visibly.
         event_buffer: events that a subscriber may be behind before it is told `Lagged`.
         database_backlog: jobs that wait for the database thread.
+        attempts: how often a turn is begun before it ends `failed`, when its process or its conversation
+            died each time.
+        keys_kept_s: seconds for which an idempotency key stands for its message; longer while that has not
+            ended.
         ask_timeout_s: seconds within which an actor must answer a request that no turn is part of.
     """
 
@@ -121,4 +125,6 @@ class Limits:
     tool_output_chars: int = field(default=200_000, validator=_count)
     event_buffer: int = field(default=1_024, validator=_count)
     database_backlog: int = field(default=200_000, validator=_count)
+    attempts: int = field(default=3, validator=_count)
+    keys_kept_s: float = field(default=86_400.0, validator=_seconds)
     ask_timeout_s: float = field(default=30.0, validator=_seconds)

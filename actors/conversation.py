@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import gevent
@@ -24,8 +25,10 @@ from actors.messages import (
     ConversationOpened,
     Detach,
     HistoryCompacted,
+    ListTickets,
     OpeningFailed,
     OpenSession,
+    OwedStored,
     Proceed,
     SessionReady,
     Settle,
@@ -50,7 +53,7 @@ from actors.state import CompactOutcome
 from actors.storage import notify
 from actors.ticket import SteerRequest, Ticket
 from actors.workqueue import CompactionWork
-from persistence.records import HistoryEntry, UnfinishedWork
+from persistence.records import HistoryEntry, TurnResult, UnfinishedWork
 
 logger = logging.getLogger("palaver.conversation")
 
@@ -86,10 +89,15 @@ class ConversationActor(Accepting):
                 return self._history_compacted(message)
             case AutomaticCompactionFailed():
                 return self._automatic_compaction_failed(message)
+            case ListTickets():
+                return self._tickets()
             case CancelTurn():
                 return self._cancel(message.turn_id)
             case ClosedTurnsStored():
                 return self._closed_turns_stored(message)
+            case OwedStored():
+                self._writes -= 1
+                return self._advance()
             case Compact():
                 return self._compact()
             case CompactionDone():
@@ -137,7 +145,7 @@ class ConversationActor(Accepting):
             self._opening_failed(message.error or needs_description(self._state))
             return
         take_session(self._state, session)
-        self._journal = Journal(self._services.store, self._services.clock, session, self._state)
+        self._journal = Journal(self._services, session, self._state)
         early, self._early = self._early or [], None
         self._bring_back(message.unfinished)
         self._tell_registry(ConversationOpened(self._state.id, session.summary.handle, message.resumed))
@@ -151,18 +159,51 @@ class ConversationActor(Accepting):
     def _bring_back(self, unfinished: UnfinishedWork) -> None:
         """Queue what an earlier life of the session left undone, before anything new: the turn that ran, the
         steers that it did not come to, the turns that waited."""
-        state = self._state
+        state, most = self._state, self._services.limits.attempts
         running = [row.id for row in unfinished.turns if row.state == "running"]
+        exhausted: list[Ticket] = []
         for ticket in unfinished_tickets(state, unfinished):
             ticket.owner = self.actor_ref
             ticket.from_steer = ticket.turn_id in running  # late steers go behind it
             self._services.directory.hold(ticket, state.sender)
-            self._queue.append(ticket)
+            if ticket.attempts >= most and ticket.last_answer is None:
+                exhausted.append(ticket)
+            else:
+                self._queue.append(ticket)
+        if exhausted:
+            self._end_exhausted(exhausted)
         for steer in unfinished.steers:
             ticket = Ticket(next(self._services.turn_ids), state.id, steer.content, sender=steer.sender)
             ticket.owner, ticket.from_steer = self.actor_ref, True
             self._services.directory.hold(ticket, state.sender)
             self._steer_becomes_turn(SteerRequest(steer.id, ticket))
+
+    def _end_exhausted(self, tickets: Sequence[Ticket]) -> None:
+        """Turns that took their process or conversation down each time end as failed, with the reason."""
+        for ticket in tickets:
+            logger.error(
+                "a turn was begun %s times and never ended; it is given up: agent=%s sender=%s "
+                "conversation=%s turn=%s",
+                ticket.attempts,
+                self._state.agent,
+                self._state.sender,
+                self._state.id,
+                ticket.turn_id,
+            )
+        self._end_without_running(
+            tickets,
+            [
+                TurnResult(
+                    "",
+                    "error",
+                    f"given up: the turn was begun {ticket.attempts} times, and each time its process or "
+                    "conversation ended before it did",
+                    conversation_id=self._state.id,
+                    turn_id=ticket.turn_id,
+                )
+                for ticket in tickets
+            ],
+        )
 
     def _opening_failed(self, error: BaseException) -> None:
         early, self._early = self._early or [], None
@@ -174,6 +215,13 @@ class ConversationActor(Accepting):
         self._refusal = ConversationClosed(f"conversation {self._state.id} could not be opened: {error}")
         self._tell_registry(OpeningFailed(self._state.id, error))
         self.stop()
+
+    # -- looking -----------------------------------------------------------------------------------
+
+    def _tickets(self) -> list[Ticket]:
+        turn = self._steerable
+        running = [] if turn is None else [turn.ticket, *(steer.ticket for steer in turn.steers)]
+        return running + [work for work in self._queue if isinstance(work, Ticket) and work.durable]
 
     # -- running turns -----------------------------------------------------------------------------
 

@@ -19,7 +19,9 @@ from actors.journal import Journal
 from actors.messages import (
     CompactionDone,
     ConversationStopped,
+    OwedStored,
 )
+from actors.opening import log_repairs
 from actors.services import Services
 from actors.state import CompactOutcome, ConversationState
 from actors.storage import notify
@@ -50,6 +52,7 @@ class ConversationCore(GreenletActor):
         self._keys: dict[str, Ticket] = {}  # a tmp chat's idempotency keys
         self._refusal: Exception | None = None  # why nothing new is taken, once it is so
         self._closing = False
+        self._paid_last = False  # what is owed was tried once more, at the end
         self._held = False  # no new activity starts
         self._settled: list[GreenletFuture[None]] = []
         self._on_quiet: GreenletFuture[Any] | None = None
@@ -60,7 +63,7 @@ class ConversationCore(GreenletActor):
 
     def _move_in(self, moved: MovedConversation) -> None:
         if moved.session is not None:
-            self._journal = Journal(self._services.store, self._services.clock, moved.session, self._state)
+            self._journal = Journal(self._services, moved.session, self._state)
         self._early = None
         for ticket in moved.tickets:
             ticket.owner = self.actor_ref
@@ -81,13 +84,13 @@ class ConversationCore(GreenletActor):
         self._check_quiet()
 
     def _start_turn(self, ticket: Ticket) -> None:
-        if self._journal is not None and ticket.state == "queued":
-            self._journal.started(ticket, ticket.attempts + 1)
-        ticket.state = "running"
-        self._activity = Turn(self._services, self.actor_ref, self._state, self._journal, ticket)
+        waited, ticket.state = ticket.state == "queued", "running"
+        self._mend_history()
+        self._activity = Turn(self._services, self.actor_ref, self._state, self._journal, ticket, waited)
 
     def _start_compaction(self, work: CompactionWork) -> None:
         self._activity = work
+        self._mend_history()
         if not self._state.history.entries:
             notify(self.actor_ref, CompactionDone(outcome=CompactOutcome(None, None)))
             return
@@ -96,6 +99,10 @@ class ConversationCore(GreenletActor):
         )
         # Killed before it began, a greenlet runs nothing: its death is what reports then.
         work.greenlet.link(partial(compaction.report_requested, self.actor_ref))
+
+    def _mend_history(self) -> None:
+        if self._state.history.mend():
+            log_repairs(self._state)
 
     def _stop_activity(self) -> None:
         if isinstance(self._activity, Turn):
@@ -138,7 +145,9 @@ class ConversationCore(GreenletActor):
                 reply.set(None)
             self._settled.clear()
             if self._closing:
-                self._leave(ConversationStopped(self._state.id))
+                if not self._pays_last():
+                    unstored = self._journal is not None and self._journal.owes
+                    self._leave(ConversationStopped(self._state.id, unstored=unstored))
                 return
         if self._on_quiet is not None:
             reply, self._on_quiet = self._on_quiet, None
@@ -149,6 +158,16 @@ class ConversationCore(GreenletActor):
             else:
                 reply.set(self._hand_over())
                 self._leave(None)
+
+    def _pays_last(self) -> bool:
+        """Whether, before it leaves, the conversation tries once more to store what it could not."""
+        if self._journal is None or not self._journal.owes or self._paid_last:
+            return False
+        self._paid_last = True
+        self._writes += 1
+        ref = self.actor_ref
+        self._journal.pay(lambda _error: notify(ref, OwedStored()))
+        return True
 
     def _hand_over(self) -> MovedConversation:
         self._drop_compactions(ConversationClosed(f"conversation {self._state.id} has moved"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -69,21 +69,24 @@ class Ending(ConversationCore):
 
     def _end_unrun(self, which: Callable[[Ticket], bool], stop_reason: StopReason = "closed") -> bool:
         """End accepted turns that have not run, as `closed` or `cancelled`; whether there were any."""
-        tickets = tuple(self._queue.take_accepted(which))
+        tickets = self._queue.take_accepted(which)
         if not tickets:
             return False
-        results = tuple(
+        results = [
             TurnResult("", stop_reason, conversation_id=self._state.id, turn_id=ticket.turn_id)
             for ticket in tickets
-        )
-        notice = partial(ClosedTurnsStored, tickets, results)
+        ]
+        self._end_without_running(tickets, results)
+        return True
+
+    def _end_without_running(self, tickets: Sequence[Ticket], results: Sequence[TurnResult]) -> None:
+        notice = partial(ClosedTurnsStored, tuple(tickets), tuple(results))
         ref = self.actor_ref
         if self._journal is None:
             notify(ref, notice())  # by message, so that whoever asked is listed first
         else:
             self._writes += 1
             self._journal.end_unrun(tickets, results, lambda error: notify(ref, notice(error)))
-        return True
 
     def _closed_turns_stored(self, message: ClosedTurnsStored) -> None:
         if self._journal is not None:

@@ -52,14 +52,20 @@ class LiveHistory:
 
     The conversation actor alone changes it, and only with what is committed. `entries` and `wire` grow
     in place; a summary puts new lists there, so whoever holds a list keeps what it saw.
+
+    Models refuse a tool call without its results, and a result without its call. Where the stored entries
+    have such a thing, what the model is shown is repaired, visibly; `repairs` counts that. What is stored
+    stays as it is.
     """
 
-    __slots__ = ("chars", "entries", "wire")
+    __slots__ = ("_open_calls", "chars", "entries", "repairs", "wire")
 
     def __init__(self, entries: Iterable[HistoryEntry] = ()) -> None:
         self.entries: list[HistoryEntry] = []
         self.wire: list[Message] = []
         self.chars = 0
+        self.repairs = 0
+        self._open_calls: dict[str, ToolCall] | None = None  # calls of the last assistant entry
         self.extend(entries)
 
     def __len__(self) -> int:
@@ -68,15 +74,48 @@ class LiveHistory:
     def extend(self, entries: Iterable[HistoryEntry]) -> None:
         """Add committed entries at the end."""
         for entry in entries:
-            self.entries.append(entry)
-            self.wire.append(to_wire(entry))
-            self.chars += entry_chars(entry)
+            if entry.role == "tool":
+                self._add_result(entry)
+            else:
+                self.mend()
+                self._add(entry)
+                if entry.tool_calls:
+                    self._open_calls = {call.id: call for call in entry.tool_calls}
+
+    def mend(self) -> int:
+        """Give every call that still has none an `interrupted` result; to be called before a model is asked.
+
+        Returns:
+            How many there were.
+        """
+        calls, self._open_calls = self._open_calls, None
+        if not calls:
+            return 0
+        for call in calls.values():
+            self._add(tool_result(call, INTERRUPTED))
+        self.repairs += len(calls)
+        return len(calls)
+
+    def _add_result(self, entry: HistoryEntry) -> None:
+        if self._open_calls is not None and self._open_calls.pop(entry.tool_call_id, None) is not None:
+            self._add(entry)
+            return
+        self.repairs += 1
+        self.mend()
+        note = f"[a result of {entry.name or 'a tool'}, without the call that it answers]\n{entry.content}"
+        self._add(HistoryEntry("user", note))
+
+    def _add(self, entry: HistoryEntry) -> None:
+        self.entries.append(entry)
+        self.wire.append(to_wire(entry))
+        self.chars += entry_chars(entry)
 
     def replace(self, summary: HistoryEntry) -> None:
         """Let `summary` stand for all entries so far."""
         self.entries = [summary]
         self.wire = [to_wire(summary)]
         self.chars = entry_chars(summary)
+        self._open_calls = None
 
     def seen_by(self, guest: str, host: str) -> list[Message]:
         """A copy of the history in wire form: as the host agent sees it, or as its guest `guest` does.

@@ -10,8 +10,9 @@ from attrs import evolve
 from gevent import GreenletExit
 
 from actors.greenlet import GreenletFuture
+from actors.services import Services
 from actors.state import ConversationState
-from actors.storage import Store, settle
+from actors.storage import settle
 from actors.ticket import SteerRequest, Ticket
 from persistence import sessions, turns
 from persistence.records import (
@@ -22,7 +23,6 @@ from persistence.records import (
     TurnRow,
     TurnState,
 )
-from persistence.sources import Clock
 from persistence.writes import (
     NewEntry,
     NewEvent,
@@ -31,6 +31,7 @@ from persistence.writes import (
     SteerUpdate,
     TurnUpdate,
     WriteSet,
+    merged,
 )
 
 Then = Callable[[BaseException | None], None]
@@ -39,15 +40,18 @@ Then = Callable[[BaseException | None], None]
 class Journal:
     """The writer of one stored session. One turn at a time uses it, so `next_seq` needs no lock.
 
-    Positions move on only when a commit has succeeded: a failed one leaves no gap.
+    Positions move on only when a commit has succeeded: a failed one leaves no gap. An end that could not
+    be stored is owed: it is tried again before whatever the session stores next.
     """
 
-    __slots__ = ("_clock", "_state", "_store", "next_seq", "revision", "session_id")
+    __slots__ = ("_clock", "_keys_kept_s", "_owed", "_state", "_store", "next_seq", "revision", "session_id")
 
-    def __init__(self, store: Store, clock: Clock, session: StoredSession, state: ConversationState) -> None:
-        self._store = store
-        self._clock = clock
+    def __init__(self, services: Services, session: StoredSession, state: ConversationState) -> None:
+        self._store = services.store
+        self._clock = services.clock
+        self._keys_kept_s = services.limits.keys_kept_s
         self._state = state
+        self._owed: tuple[WriteSet, ...] = ()
         self.session_id = session.id
         self.next_seq = session.next_seq
         self.revision = session.revision
@@ -63,15 +67,30 @@ class Journal:
         """Store an accepted message. `then` gets (None, None), or the row accepted under the same key
         by this agent and sender, or the error."""
         row = self._row(ticket, state)
+        self._pay()
         if ticket.key is None:
             self._store.write(WriteSet(new_turns=(row,)), then)
         else:
-            job = partial(turns.accept_keyed, row=row, agent=self._state.agent, sender=self._state.sender)
+            job = partial(
+                turns.accept_keyed,
+                row=row,
+                agent=self._state.agent,
+                sender=self._state.sender,
+                max_age_s=self._keys_kept_s,
+            )
             self._store.submit(job, then)
 
-    def started(self, ticket: Ticket, attempts: int) -> None:
-        """A queued turn runs now. Not waited for: it is committed before whatever the turn stores."""
-        self._store.write(WriteSet(turn_updates=(TurnUpdate(ticket.turn_id, "running", attempts),)))
+    def begin(self, ticket: Ticket) -> None:
+        """Count one more attempt at a turn that waited, and wait for the commit, as `step` does: a turn that
+        ends its process is known to have been begun.
+
+        Raises:
+            StorageError: it could not be stored.
+        """
+        update = TurnUpdate(ticket.turn_id, "running", ticket.attempts + 1)
+        self._pay()
+        self._wait(WriteSet(turn_updates=(update,)))
+        ticket.attempts += 1
 
     def steer(self, steer: SteerRequest, turn_id: int, then: Then) -> None:
         """Store an accepted steer of a running turn."""
@@ -92,6 +111,7 @@ class Journal:
         row = evolve(
             self._row(steer.ticket, STATE_OF_STOP[result.stop_reason]),
             result=result,
+            error=result.error,
             finished_at=self._clock.wall(),
         )
         writes = WriteSet(new_turns=(row,), steer_updates=(SteerUpdate(steer.id, steer.ticket.turn_id),))
@@ -100,7 +120,16 @@ class Journal:
     def end_unrun(self, tickets: Sequence[Ticket], results: Sequence[TurnResult], then: Then) -> None:
         """Turns that end without having run."""
         updates = tuple(self._ended(ticket, result) for ticket, result in zip(tickets, results, strict=True))
-        self._write(WriteSet(turn_updates=updates), then)
+
+        def committed(error: BaseException | None) -> None:
+            if error is not None:
+                words = f"the end of this turn could not be stored: {error}"
+                self._owe(
+                    WriteSet(turn_updates=tuple(self._ended(t, self._failure(t, words)) for t in tickets))
+                )
+            then(error)
+
+        self._write(WriteSet(turn_updates=updates), committed)
 
     # -- a turn's steps and its end ----------------------------------------------------------------
 
@@ -119,9 +148,8 @@ class Journal:
             session_updates=(self._session_update(len(entries)),),
             events=(NewEvent(self.session_id, turn_id, self._clock.wall(), trace),),
         )
-        future: GreenletFuture[None] = GreenletFuture()
-        self._store.write(writes, partial(settle, future))
-        wait_through_kills(future)
+        self._pay()
+        self._wait(writes)
         self._advance(len(entries))
 
     def finish(
@@ -156,9 +184,27 @@ class Journal:
         def committed(_value: None, error: BaseException | None) -> None:
             if error is None:
                 self._advance(len(entries))
+            else:
+                self._owe(self._without_history(writes, ticket, leftovers, error))
             then(error)
 
+        self._pay()
         self._store.write(writes, committed)
+
+    def _without_history(
+        self,
+        writes: WriteSet,
+        ticket: Ticket,
+        leftovers: Sequence[SteerRequest],
+        error: BaseException,
+    ) -> WriteSet:
+        """What to store of a turn's end that could not be stored: that it failed, as its caller was told."""
+        words = f"the end of this turn could not be stored: {error}"
+        return WriteSet(
+            new_turns=tuple(self._failed_row(steer.ticket, words) for steer in leftovers),
+            turn_updates=(self._ended(ticket, self._failure(ticket, words)),),
+            steer_updates=writes.steer_updates,
+        )
 
     # -- the session itself ------------------------------------------------------------------------
 
@@ -186,10 +232,49 @@ class Journal:
         """Store a title where there is none; not waited for."""
         self._store.submit(partial(sessions.set_title, session_id=self.session_id, title=title))
 
+    # -- ends that could not be stored -------------------------------------------------------------
+
+    @property
+    def owes(self) -> bool:
+        """Whether an end is still to be stored that could not be stored in its time."""
+        return bool(self._owed)
+
+    def pay(self, then: Then) -> None:
+        """Try once more to store what is owed, all of it together."""
+        owed, self._owed = self._owed, ()
+
+        def paid(_db: None, error: BaseException | None) -> None:
+            if error is not None:
+                self._owed = (*owed, *self._owed)
+            then(error)
+
+        self._store.write(merged(owed), paid)
+
+    def _owe(self, writes: WriteSet) -> None:
+        self._owed = (*self._owed, writes)
+
+    def _pay(self) -> None:
+        """Store what is owed, before what is written next; what fails again is owed again."""
+        if self._owed:
+            self.pay(_whatever)
+
     # -- rows --------------------------------------------------------------------------------------
 
     def _write(self, writes: WriteSet, then: Then) -> None:
+        self._pay()
         self._store.write(writes, lambda _value, error: then(error))
+
+    def _wait(self, writes: WriteSet) -> None:
+        future: GreenletFuture[None] = GreenletFuture()
+        self._store.write(writes, partial(settle, future))
+        wait_through_kills(future)
+
+    def _failure(self, ticket: Ticket, words: str) -> TurnResult:
+        return TurnResult("", "error", words, conversation_id=self._state.id, turn_id=ticket.turn_id)
+
+    def _failed_row(self, ticket: Ticket, words: str) -> TurnRow:
+        result = self._failure(ticket, words)
+        return evolve(self._row(ticket, "failed"), result=result, error=words, finished_at=self._clock.wall())
 
     def _row(self, ticket: Ticket, state: TurnState) -> TurnRow:
         return TurnRow(
@@ -234,6 +319,10 @@ class Journal:
     def _advance(self, new_entries: int) -> None:
         self.next_seq += new_entries
         self.revision += 1
+
+
+def _whatever(_error: BaseException | None) -> None:
+    """What is owed and could not be paid is owed still."""
 
 
 def wait_through_kills(future: GreenletFuture[Any]) -> None:

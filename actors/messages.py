@@ -80,18 +80,33 @@ class LoadSession:
 
 
 @frozen
+class DeleteSession:
+    """Delete a stored session, once its conversation, if there is one, is cancelled and closed.
+
+    Args:
+        unchanged_since: leave it alone, and reply False, if it is live or was changed at or after this time.
+
+    Reply: a future of whether it was deleted. Fails with StorageError.
+    """
+
+    handle: str
+    unchanged_since: float | None = None
+
+
+@frozen
+class BringBack:
+    """Open the next few sessions of an agent that an earlier process left with unfinished work. Told by
+    the registry to itself, until none is left."""
+
+    agent: str
+
+
+@frozen
 class CloseConversation:
     """Close a conversation. Reply: a future of whether this request closed it."""
 
     conversation_id: int
     mode: CloseMode
-
-
-@frozen
-class FindHandle:
-    """Reply: the id of the live conversation of a stored session, or None."""
-
-    handle: str
 
 
 @frozen
@@ -165,6 +180,12 @@ class Steer:
     """
 
     ticket: Ticket
+
+
+@frozen
+class ListTickets:
+    """Reply: the tickets of accepted turns that have not ended: the running one, the steers that it has not
+    come to, those that wait, in order."""
 
 
 @frozen
@@ -293,15 +314,17 @@ class OpeningFailed:
 
 @frozen
 class ConversationStopped:
-    """A conversation is gone: closed, or dead of `error`."""
+    """A conversation is gone: closed, or dead of `error`. `unstored`: the journal misses the end of a turn,
+    which an opening of the topic will find unfinished."""
 
     conversation_id: int
     error: BaseException | None = None
+    unstored: bool = False
 
 
 @frozen
 class SessionLookedUp:
-    """The answer of the database to LoadSession: `request` is its reply future."""
+    """The answer of the database about a session that is not live; `request` is who waits for it."""
 
     handle: str
     summary: SessionSummary | None
@@ -373,6 +396,11 @@ class ClosedTurnsStored:
     tickets: tuple[Ticket, ...]
     results: tuple[TurnResult, ...]
     error: BaseException | None = None
+
+
+@frozen
+class OwedStored:
+    """Ends of turns that could not be stored in their time are committed, or failed again."""
 
 
 @frozen

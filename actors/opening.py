@@ -62,7 +62,21 @@ def take_session(state: ConversationState, session: StoredSession) -> None:
     state.title = summary.title
     state.uptime_s = summary.uptime_s
     state.history.extend(resumed(summary.archive, session.archive_content, session.live))
+    if state.history.repairs:
+        log_repairs(state)
     state.phase = "idle"
+
+
+def log_repairs(state: ConversationState) -> None:
+    """Say that the history had tool calls without results, or results without calls."""
+    logger.warning(
+        "the history's tool calls and results did not pair; %s repaired for the model: "
+        "agent=%s sender=%s conversation=%s",
+        state.history.repairs,
+        state.agent,
+        state.sender,
+        state.id,
+    )
 
 
 def needs_description(state: ConversationState) -> DescriptionRequired:

@@ -20,15 +20,16 @@ from actors.greenlet import GreenletActor, GreenletFuture
 from actors.messages import (
     Adopt,
     BeginTransfer,
+    BringBack,
     CheckAdoption,
     Close,
     CloseConversation,
     CloseMode,
     ConversationOpened,
     ConversationStopped,
+    DeleteSession,
     DescribeRouting,
     EndTransfer,
-    FindHandle,
     GetOrCreate,
     LoadSession,
     OpeningFailed,
@@ -42,24 +43,25 @@ from actors.messages import (
 )
 from actors.services import Services
 from actors.state import ConversationState, SwitchOutcome
-from actors.storage import notify
+from actors.storage import notify, settle
 from actors.supervisor import ChildDied
 from actors.topics import TopicRouter
 from actors.transfer import MovedConversation
 from persistence import sessions
-from persistence.errors import SessionNotFound
-from persistence.records import SessionSummary
+from persistence.errors import SessionNotFound, StorageError
+from persistence.records import SessionSummary, UnfinishedSession
 
 logger = logging.getLogger("palaver.registry")
 
 Pair = tuple[str, str]
+BROUGHT_BACK_AT_ONCE = 20
 
 
 @define(eq=False)
 class Waiter:
     """Somebody who waits for a topic to open (or to have closed): the request, and its reply."""
 
-    request: SwitchTopic | LoadSession
+    request: SwitchTopic | LoadSession | DeleteSession
     reply: GreenletFuture[Any]
 
 
@@ -124,14 +126,14 @@ class RegistryActor(GreenletActor):
                 return self._stopped(message)
             case SessionLookedUp():
                 return self._looked_up(message)
+            case DeleteSession():
+                return self._delete(Waiter(message, GreenletFuture()))
             case PutAgent():
-                return self._services.agents.put(
-                    message.config, replace=message.replace, ephemeral=message.ephemeral
-                )
+                return self._put_agent(message)
+            case BringBack():
+                return self._bring_back(message.agent)
             case RemoveAgent():
                 return self._services.agents.remove(message.name, ephemeral=message.ephemeral)
-            case FindHandle():
-                return self._handles.get(message.handle)
             case RefuseNewWork():
                 self._refusal = RuntimeClosed("the runtime is shutting down and opens nothing new")
                 return self._refs()
@@ -147,6 +149,24 @@ class RegistryActor(GreenletActor):
                 return self._adopt(message)
             case _:
                 raise TypeError(f"the registry does not understand {message!r}")
+
+    # -- agents, and what was left undone ----------------------------------------------------------
+
+    def _put_agent(self, message: PutAgent) -> None:
+        self._services.agents.put(message.config, replace=message.replace, ephemeral=message.ephemeral)
+        self._bring_back(message.config.name)
+
+    def _bring_back(self, agent: str) -> None:
+        """Open sessions of `agent` that an earlier process left with unfinished work, a few at a time."""
+        left = self._services.left_undone.get(agent)
+        if not left or self._refusal is not None or self._services.agents.find(agent) is None:
+            return
+        for _ in range(min(len(left), BROUGHT_BACK_AT_ONCE)):
+            session = left.popleft()
+            reply: GreenletFuture[int] = GreenletFuture()
+            self._load_known(Waiter(LoadSession(session.handle), reply), session)
+        if left:
+            notify(self.actor_ref, BringBack(agent))
 
     # -- routing -----------------------------------------------------------------------------------
 
@@ -218,7 +238,9 @@ class RegistryActor(GreenletActor):
         opening = self._opening.pop(notice.conversation_id)
         self._handles[notice.handle] = notice.conversation_id
         for waiter in opening.waiters:
-            if notice.conversation_id in self._closing:
+            if isinstance(waiter.request, DeleteSession):
+                self._again(waiter)
+            elif notice.conversation_id in self._closing:
                 error = ConversationClosed(f"the topic {opening.title!r} was closed while it opened")
                 waiter.reply.fail(error)
             elif isinstance(waiter.request, SwitchTopic):
@@ -229,10 +251,17 @@ class RegistryActor(GreenletActor):
 
     def _opening_failed(self, notice: OpeningFailed) -> None:
         opening = self._opening.pop(notice.conversation_id)
+        if not isinstance(notice.error, DescriptionRequired):
+            logger.error(
+                "the topic %r of %s could not be opened: %s", opening.title, opening.pair, notice.error
+            )
         router = self._router(opening.pair)
         router.roll_back(opening.title, notice.conversation_id, opening.previous)
         self._forget(notice.conversation_id)
         for waiter in opening.waiters:
+            if isinstance(waiter.request, DeleteSession):
+                self._delete_now(waiter)
+                continue
             described = isinstance(waiter.request, SwitchTopic) and waiter.request.description is not None
             if isinstance(notice.error, DescriptionRequired) and described:
                 self._again(waiter)  # the one who came first had no description, this one has
@@ -245,6 +274,8 @@ class RegistryActor(GreenletActor):
         try:
             if isinstance(waiter.request, SwitchTopic):
                 self._switch_topic(waiter)
+            elif isinstance(waiter.request, DeleteSession):
+                self._delete(waiter)
             else:
                 self._load(waiter)
         except Exception as error:
@@ -254,7 +285,7 @@ class RegistryActor(GreenletActor):
 
     def _load(self, waiter: Waiter) -> GreenletFuture[Any]:
         self._check_open()
-        request, ref = waiter.request, self.actor_ref
+        request = waiter.request
         assert isinstance(request, LoadSession)
         live = self._handles.get(request.handle)
         if live is not None and live in self._closing:
@@ -264,16 +295,22 @@ class RegistryActor(GreenletActor):
         elif live is not None:
             waiter.reply.set(live)
         else:
-            self._services.store.submit(
-                partial(sessions.find_session, handle=request.handle),
-                lambda found, error: notify(ref, SessionLookedUp(request.handle, found, error, waiter)),
-            )
+            self._look_up(waiter, request.handle)
         return waiter.reply
+
+    def _look_up(self, waiter: Waiter, handle: str) -> None:
+        ref = self.actor_ref
+        self._services.store.submit(
+            partial(sessions.find_session, handle=handle),
+            lambda found, error: notify(ref, SessionLookedUp(handle, found, error, waiter)),
+        )
 
     def _looked_up(self, notice: SessionLookedUp) -> None:
         waiter: Waiter = notice.request
         if notice.error is not None:
             waiter.reply.fail(notice.error)
+        elif isinstance(waiter.request, DeleteSession):
+            self._delete_known(waiter, notice.summary)
         elif notice.summary is None:
             waiter.reply.fail(SessionNotFound(f"no stored session has the handle {notice.handle!r}"))
         else:
@@ -282,7 +319,7 @@ class RegistryActor(GreenletActor):
             except Exception as error:
                 waiter.reply.fail(error)
 
-    def _load_known(self, waiter: Waiter, summary: SessionSummary) -> None:
+    def _load_known(self, waiter: Waiter, summary: SessionSummary | UnfinishedSession) -> None:
         self._check_open()
         agent = self._services.agents.get(summary.agent)
         pair = (summary.agent, summary.sender)
@@ -296,6 +333,57 @@ class RegistryActor(GreenletActor):
             self._opening[live].waiters.append(waiter)  # perhaps this very session: known once it is open
         else:
             self._open(waiter, pair, summary.topic, summary.handle, None, agent.config.scope(summary.sender))
+
+    # -- deleting ----------------------------------------------------------------------------------
+
+    def _delete(self, waiter: Waiter) -> GreenletFuture[Any]:
+        """Delete a session for good: its conversation is cancelled and gone before, and whoever opens the
+        topic meanwhile waits, or comes behind in the database thread's order, and finds none."""
+        self._check_open()
+        request = waiter.request
+        assert isinstance(request, DeleteSession)
+        live = self._handles.get(request.handle)
+        if live is None:
+            self._look_up(waiter, request.handle)
+        elif request.unchanged_since is not None:
+            waiter.reply.set(False)
+        elif live in self._opening:
+            self._opening[live].waiters.append(waiter)
+        else:
+            self._close(live, "now")
+            self._closing[live].waiters.insert(0, waiter)
+        return waiter.reply
+
+    def _delete_known(self, waiter: Waiter, summary: SessionSummary | None) -> None:
+        request = waiter.request
+        assert isinstance(request, DeleteSession)
+        if summary is None:
+            waiter.reply.set(False)
+            return
+        pair = (summary.agent, summary.sender)
+        live = self._router(pair).by_title.get(summary.topic)
+        closing = self._closing_of(pair, summary.topic)
+        if request.handle in self._handles:
+            self._delete(waiter)
+        elif request.unchanged_since is not None and (closing is not None or live in self._opening):
+            waiter.reply.set(False)
+        elif closing is not None:
+            closing.waiters.insert(0, waiter)
+        elif live is not None and live in self._opening:
+            self._opening[live].waiters.append(waiter)
+        else:
+            self._delete_now(waiter)
+
+    def _delete_now(self, waiter: Waiter) -> None:
+        request = waiter.request
+        assert isinstance(request, DeleteSession)
+        job = partial(
+            sessions.delete_session,
+            handle=request.handle,
+            at=self._services.clock.wall(),
+            unchanged_since=request.unchanged_since,
+        )
+        self._services.store.submit(job, partial(settle, waiter.reply))
 
     # -- closing -----------------------------------------------------------------------------------
 
@@ -324,19 +412,33 @@ class RegistryActor(GreenletActor):
         opening = self._opening.pop(notice.conversation_id, None)
         self._forget(notice.conversation_id)
         for waiter in opening.waiters if opening is not None else ():
-            waiter.reply.fail(notice.error or ConversationClosed("the conversation was closed"))
-        self._end_closing(notice.conversation_id)
+            if isinstance(waiter.request, DeleteSession):
+                self._delete_now(waiter)
+            else:
+                waiter.reply.fail(notice.error or ConversationClosed("the conversation was closed"))
+        self._end_closing(notice.conversation_id, unstored=notice.unstored)
 
-    def _end_closing(self, conversation_id: int) -> None:
+    def _end_closing(self, conversation_id: int, *, unstored: bool = False) -> None:
         """The conversation is gone: answer who closed it, and whoever waits for its topic."""
         closing = self._closing.pop(conversation_id, None)
         if closing is None:
             return
-        closing.reply.set(True)
+        if unstored:
+            closing.reply.fail(
+                StorageError(
+                    f"conversation {conversation_id} is gone, but the end of its turns could not be stored: "
+                    "they go on when the topic is opened again; close it then"
+                )
+            )
+        else:
+            closing.reply.set(True)
         for other in closing.others:
             other.set(False)
         for waiter in closing.waiters:
-            self._again(waiter)
+            if isinstance(waiter.request, DeleteSession):
+                self._delete_now(waiter)
+            else:
+                self._again(waiter)
 
     def _forget(self, conversation_id: int) -> None:
         state = self._conversations.pop(conversation_id, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from actors.directory import Directory
 from actors.hooks import Hooks
 from actors.storage import Store
 from actors.tools import ToolRegistry
+from persistence.records import UnfinishedSession
 from persistence.sources import Clock, Sources
 
 
@@ -31,6 +33,7 @@ class Services:
     directory: Directory
     turn_ids: Iterator[int] = field(factory=lambda: itertools.count(1))
     steer_ids: Iterator[int] = field(factory=lambda: itertools.count(1))
+    left_undone: dict[str, deque[UnfinishedSession]] = field(factory=dict)  # to be brought back, by agent
     registry: pykka.ActorRef[Any] | None = None
     memory: pykka.ActorRef[Any] | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -12,11 +13,13 @@ import pykka
 from sqlite_utils import Database
 
 from actors.greenlet import GreenletFuture
-from persistence.errors import StorageError
+from persistence.errors import DatabaseFailed, StorageError
 from persistence.worker import DatabaseWorker, Then, WorkerStats
 from persistence.writes import WriteSet
 
 T = TypeVar("T")
+Path = str | os.PathLike[str]
+Progress = Callable[[int, int], None]
 
 logger = logging.getLogger("palaver.storage")
 
@@ -24,9 +27,14 @@ logger = logging.getLogger("palaver.storage")
 class Worker(Protocol):
     """What a store needs of a worker: the thread's in production, the inline one in simulation."""
 
+    on_failure: Callable[[DatabaseFailed], None] | None
+
     def start(self) -> None: ...
     def submit(self, job: Callable[[Database], T], then: Then[T] | None = None) -> None: ...
     def write(self, writes: WriteSet, then: Then[None] | None = None) -> None: ...
+    def backup(
+        self, to: Path, then: Then[None] | None = None, progress: Progress | None = None
+    ) -> Callable[[], None]: ...
     def stop(self) -> None: ...
     @property
     def stats(self) -> WorkerStats: ...
@@ -37,10 +45,15 @@ class Store:
 
     `submit` and `write` return at once and answer through `then`, in the hub, where nothing may block:
     a `then` tells an actor or sets a future. `call` blocks the calling greenlet.
+
+    Args:
+        on_failure: called once, in a greenlet of its own, when the database has failed for good.
     """
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, on_failure: Callable[[DatabaseFailed], object] | None = None) -> None:
         self._worker = worker
+        self._on_failure = on_failure
+        worker.on_failure = self._failed
         self._threaded = isinstance(worker, DatabaseWorker)
         self._waiting = 0
         # While answers are under way, the hub must not take it that nothing can happen any more.
@@ -48,11 +61,11 @@ class Store:
 
     def start(self) -> None:
         """Open the file, off the hub; raises what opening it raises."""
-        self._off_hub(self._worker.start)
+        self.off_hub(self._worker.start)
 
     def stop(self) -> None:
         """Commit what waits, checkpoint and close, off the hub."""
-        self._off_hub(self._worker.stop)
+        self.off_hub(self._worker.stop)
         if self._keep_alive is not None:
             self._keep_alive.close()
 
@@ -88,6 +101,39 @@ class Store:
         value: T = self.begin(job).get()
         return value
 
+    def backup(self, to: Path, progress: Progress | None = None) -> None:
+        """Copy the database into the new file `to`, while everything else goes on; blocks the calling
+        greenlet, and gives the copy up when that is killed.
+
+        Args:
+            progress: called in the hub, now and then, with the pages copied and the pages in all.
+
+        Raises:
+            StorageError: there is no copy; the message says why.
+        """
+        future: GreenletFuture[None] = GreenletFuture()
+        answer = self._expect(partial(settle, future))
+        try:
+            give_up = self._worker.backup(to, answer, progress)
+        except StorageError as error:
+            answer(None, error)
+            give_up = _nothing
+        try:
+            future.get()
+        except BaseException:
+            give_up()
+            raise
+
+    def off_hub(self, function: Callable[[], T]) -> T:
+        """Run `function`, which may block its thread, beside the hub (in place in a simulation), and wait
+        for its value. It uses nothing of gevent's and no actor."""
+        if not self._threaded:
+            return function()
+        value, error = gevent.get_hub().threadpool.apply(_outcome, (function,))
+        if error is not None:
+            raise error
+        return value  # type: ignore[no-any-return]  # gevent's pool has no types
+
     @property
     def stats(self) -> WorkerStats:
         """Counts of the worker: commits, jobs, what waits."""
@@ -105,22 +151,18 @@ class Store:
             self._keep_alive.stop()
         then(value, error)
 
-    def _off_hub(self, function: Callable[[], None]) -> None:
-        if not self._threaded:
-            function()
-            return
-        error = gevent.get_hub().threadpool.apply(_error_of, (function,))
-        if error is not None:
-            raise error
+    def _failed(self, error: DatabaseFailed) -> None:
+        logger.critical("%s", error)
+        if self._on_failure is not None:
+            gevent.spawn(self._on_failure, error)
 
 
-def _error_of(function: Callable[[], None]) -> BaseException | None:
-    """What `function` raised, as a value: the thread pool would print it as well as raise it."""
+def _outcome(function: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    """The value of `function`, or what it raised, as a value: the thread pool would print that."""
     try:
-        function()
+        return function(), None
     except BaseException as error:
-        return error
-    return None
+        return None, error
 
 
 def _nothing() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import pykka
 
@@ -22,10 +23,26 @@ from actors.services import Services
 from actors.storage import Store, Worker
 from actors.supervisor import StartChild, StopChildren, Supervisor
 from actors.tools import Tool, ToolRegistry
-from persistence import sessions
+from persistence import recovery, sessions
+from persistence.errors import DatabaseFailed
 from persistence.sources import Sources
 
 logger = logging.getLogger("palaver.system")
+
+Recover = Literal["run", "hold", "fail"]
+GIVEN_UP = "not run: the process that accepted it ended first, and its unfinished messages were given up"
+
+
+def give_up(services: Services, handles: Sequence[str]) -> int:
+    """End the unfinished messages of these sessions as `failed`; their number. Blocks the greenlet."""
+    job = partial(
+        recovery.fail_unfinished,
+        handles=handles,
+        reason=GIVEN_UP,
+        at=services.clock.wall(),
+        new_ids=services.turn_ids,
+    )
+    return services.store.call(job)
 
 
 class System:
@@ -45,14 +62,19 @@ class System:
         hooks: Iterable[object],
         limits: Limits,
         sources: Sources,
+        recover: Recover = "run",
+        on_failure: Callable[[DatabaseFailed], object] | None = None,
     ) -> System:
         """Open the database and start the actors, in order. Blocks the calling greenlet.
+
+        Args:
+            recover: what becomes of messages that an earlier process accepted and did not end.
 
         Raises:
             InvalidConfig: a tool's name is taken twice, a hook has no known method.
             DatabaseInUse, StorageError: as opening the file raises; nothing is left running.
         """
-        store = Store(worker)
+        store = Store(worker, on_failure)
         services = Services(
             sources=sources,
             limits=limits,
@@ -69,10 +91,23 @@ class System:
             turn_id, steer_id = store.call(sessions.highest_ids)
             services.turn_ids = itertools.count(turn_id + 1)
             services.steer_ids = itertools.count(steer_id + 1)
+            cls._recover(services, recover)
             return cls(services, cls._start_actors(services))
         except BaseException:
             store.stop()
             raise
+
+    @staticmethod
+    def _recover(services: Services, recover: Recover) -> None:
+        """End what was left undone, or keep it for when its agent is registered."""
+        if recover == "hold":
+            return
+        left = services.store.call(recovery.unfinished_sessions)
+        if recover == "fail":
+            give_up(services, [session.handle for session in left])
+            return
+        for session in left:
+            services.left_undone.setdefault(session.agent, deque()).append(session)
 
     @staticmethod
     def _start_actors(services: Services) -> pykka.ActorRef[Any]:

@@ -93,6 +93,12 @@ class Ticket:
         self._accepted: GreenletFuture[Ticket] = GreenletFuture()
         self._result: GreenletFuture[TurnResult] = GreenletFuture()
 
+    @property
+    def last_answer(self) -> str | None:
+        """The final answer, where an earlier life of the turn stored that but not the turn's end."""
+        last = self.last_entry
+        return last.content if last is not None and last.role == "assistant" and not last.tool_calls else None
+
     def __repr__(self) -> str:
         return f"<Ticket turn={self.turn_id} conversation={self.conversation_id} {self.state}>"
 

@@ -28,6 +28,7 @@ from actors.events import (
 )
 from actors.history import (
     CHARS_PER_TOKEN,
+    LiveHistory,
     entry_chars,
     interrupted_results,
     to_wire,
@@ -71,6 +72,7 @@ class Turn:
         ref: the conversation actor, which hears the reports.
         journal: where steps are stored; None in a tmp chat.
         ticket: the message that the turn answers.
+        waited: whether it was stored as `queued`, so that its beginning is to be stored now.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Turn:
         state: ConversationState,
         journal: Journal | None,
         ticket: Ticket,
+        waited: bool = False,
     ) -> None:
         self.ticket = ticket
         self.steers: deque[SteerRequest] = deque()
@@ -91,6 +94,7 @@ class Turn:
         self._ref = ref
         self._state = state
         self._journal = journal
+        self._waited = waited
         self._base: list[Message] = []
         self._injected: list[Message] = []
         self._pending: list[HistoryEntry] = []
@@ -164,13 +168,16 @@ class Turn:
         notify(self._ref, TurnEnded(self, result, tuple(self._pending)))
 
     def _rounds(self) -> tuple[str, StopReason]:
-        ticket, last = self.ticket, self.ticket.last_entry
-        if last is None:
+        ticket = self.ticket
+        if ticket.last_answer is not None:
+            return ticket.last_answer, "text_response"  # an earlier life stored the answer, but not the end
+        if ticket.last_entry is None:
             # What the user said is part of the history however the turn ends, a missing agent included.
             self._add(HistoryEntry("user", ticket.content, sender=ticket.sender))
-        elif last.role == "assistant" and not last.tool_calls:
-            return last.content, "text_response"  # an earlier life stored the answer, but not the end
         self._check_cancelled()
+        if self._waited and self._journal is not None:
+            self._journal.begin(ticket)
+            self._check_cancelled()
         agent = self._find_agent()
         self._prepare(agent)
         text = ""
@@ -213,8 +220,11 @@ class Turn:
             self._add(HistoryEntry("user", mend_text(content), sender=self.ticket.sender))
         self._base = state.history.seen_by(self.ticket.guest or "", state.agent)
         self._chars += state.history.chars
-        injected = hooks.inject(state.agent, state.id, state.history.entries)
-        self._injected = [to_wire(entry) for entry in injected]
+        injected = LiveHistory(hooks.inject(state.agent, state.id, state.history.entries))
+        injected.mend()
+        if injected.repairs:
+            logger.warning("injected entries do not pair tool calls with results: %s", self._where)
+        self._injected = injected.wire
 
     # -- one step ----------------------------------------------------------------------------------
 

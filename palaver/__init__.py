@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from palaver.stats import Stats
     from persistence.errors import (
         BacklogFull,
+        DatabaseFailed,
         DatabaseInUse,
         DatabaseTooNew,
         DatabaseUnusable,
@@ -77,6 +78,8 @@ if TYPE_CHECKING:
         SessionSummary,
         ToolCall,
         TurnResult,
+        TurnRow,
+        UnfinishedSession,
         Usage,
     )
 
@@ -160,6 +163,7 @@ _HOMES = {
     "palaver.stats": ("Stats",),
     "persistence.errors": (
         "BacklogFull",
+        "DatabaseFailed",
         "DatabaseInUse",
         "DatabaseTooNew",
         "DatabaseUnusable",
@@ -174,6 +178,8 @@ _HOMES = {
         "SessionSummary",
         "ToolCall",
         "TurnResult",
+        "TurnRow",
+        "UnfinishedSession",
         "Usage",
     ),
 }
@@ -196,6 +202,7 @@ __all__ = [
     "ConversationInfo",
     "ConversationNotFound",
     "ConversationSnapshot",
+    "DatabaseFailed",
     "DatabaseInUse",
     "DatabaseTooNew",
     "DatabaseUnusable",
@@ -249,6 +256,8 @@ __all__ = [
     "ToolContext",
     "ToolResult",
     "TurnResult",
+    "TurnRow",
+    "UnfinishedSession",
     "Usage",
     "UserSteered",
     "WrongThread",

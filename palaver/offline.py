@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -13,7 +14,8 @@ from sqlite_utils import Database
 from actors.errors import InvalidInput
 from actors.models.dialogues import compare
 from persistence import sessions
-from persistence.database import close_database, open_database
+from persistence.database import close_database, damaged, open_database
+from persistence.errors import DatabaseUnusable
 from persistence.records import HistoryEntry, SessionSummary
 from persistence.verify import verify
 
@@ -47,6 +49,10 @@ def offline(path: Path) -> Iterator[Database]:
     db = open_database(path, create=False)
     try:
         yield db
+    except sqlite3.DatabaseError as error:
+        raise DatabaseUnusable(
+            f"{os.fsdecode(path)!r} cannot be read: {error}; {damaged(path)}"
+        ) from error
     finally:
         close_database(db)
 
@@ -65,16 +71,22 @@ def inspect_database(path: Path) -> FileReport:
 
 def inspect(db: Database) -> FileReport:
     """As `inspect_database`, of an open file."""
-    kinds = dict(db.execute("SELECT kind, count(*) FROM memory_entries GROUP BY kind").fetchall())
+
+    def count(table: str, where: str = "TRUE") -> int:
+        try:
+            return int(db.execute(f"SELECT count(*) FROM {table} WHERE {where}").fetchall()[0][0])
+        except sqlite3.DatabaseError:
+            return 0  # damaged: that is among the problems
+
     return FileReport(
-        sessions=db.table("sessions").count,
-        turns=db.table("turns").count,
-        entries=db.table("entries").count,
-        compactions=db.table("compactions").count,
-        archives=kinds.get("archive", 0),
-        notes=kinds.get("note", 0),
-        topics=kinds.get("topic", 0),
         problems=tuple(verify(db)),
+        sessions=count("sessions"),
+        turns=count("turns"),
+        entries=count("entries"),
+        compactions=count("compactions"),
+        archives=count("memory_entries", "kind = 'archive'"),
+        notes=count("memory_entries", "kind = 'note'"),
+        topics=count("memory_entries", "kind = 'topic'"),
     )
 
 

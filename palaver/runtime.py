@@ -10,6 +10,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import gevent
 import pykka
+from gevent.pool import Pool
 
 from actors import compaction
 from actors.config import AgentConfig, Limits
@@ -21,8 +22,9 @@ from actors.messages import (
     CancelTurn,
     CloseConversation,
     Compact,
-    FindHandle,
+    DeleteSession,
     GetOrCreate,
+    ListTickets,
     LoadSession,
     PutAgent,
     RefuseNewWork,
@@ -43,16 +45,19 @@ from actors.state import (
     SwitchOutcome,
 )
 from actors.storage import Worker
-from actors.system import System
+from actors.system import Recover, System, give_up
 from actors.text import check_text, check_title
 from actors.ticket import OnBusy, Ticket, check_on_busy, unknown_conversation
 from actors.tools import Tool
+from palaver.copies import Contents, export_running
 from palaver.memory import Memory
 from palaver.moving import transfer
 from palaver.stats import Stats, gather
 from palaver.threads import Owner, ThreadFuture
-from persistence import sessions
-from persistence.records import HistoryEntry, SessionSummary, TurnResult
+from persistence import recovery, sessions, turns
+from persistence.errors import DatabaseFailed
+from persistence.records import HistoryEntry, SessionSummary, TurnResult, TurnRow, UnfinishedSession
+from persistence.retention import sessions_older_than
 from persistence.sources import Sources
 from persistence.worker import DatabaseWorker
 
@@ -64,6 +69,8 @@ T = TypeVar("T")
 CLEAN_UP_S = 10.0
 LISTING_BURST = 2_000  # conversations listed before other greenlets get their turn
 NAME_CHARS = 200
+RECOVER = ("run", "hold", "fail")
+PURGED_AT_ONCE = 32  # sessions whose deletion a commit may have to wait for
 
 
 class Runtime:
@@ -98,6 +105,8 @@ class Runtime:
         limits: Limits | None = None,
         sources: Sources | None = None,
         worker: Worker | None = None,
+        recover: Recover = "run",
+        on_failure: Callable[[DatabaseFailed], object] | None = None,
     ) -> Runtime:
         """Open a database and start the actors.
 
@@ -109,6 +118,13 @@ class Runtime:
             limits: bounds; the defaults if None.
             sources: clock, random numbers and ids; the machine's if None. A simulation hands in its own.
             worker: runs the database jobs; a thread on `path` if None.
+            recover: what becomes of the messages that an earlier process accepted and did not end. "run":
+                as soon as an agent is registered, its topics that have such messages are opened and go on.
+                "hold": they stay as they are, listed by `unfinished`, until `recover` is called or the
+                topic is opened. "fail": they end as `failed`, now, without being run.
+            on_failure: called once, in a greenlet of its own, when the database has failed for good (an I/O
+                error at a commit, damage): nothing is stored any more, and every call that needs the file
+                raises that `DatabaseFailed`. A host should end its process then, with a status of its own.
 
         Raises:
             DatabaseInUse: another process or Runtime holds the file.
@@ -118,6 +134,8 @@ class Runtime:
         _check_model(model)
         if limits is not None and not isinstance(limits, Limits):
             raise InvalidInput(f"limits must be Limits(...), not {limits!r}")
+        if recover not in RECOVER:
+            raise InvalidInput(f"recover must be one of {', '.join(RECOVER)}, not {recover!r}")
         limits = limits or Limits()
         if worker is None:
             notify = gevent.get_hub().loop.run_callback_threadsafe
@@ -129,6 +147,8 @@ class Runtime:
             hooks=hooks,
             limits=limits,
             sources=sources or Sources(),
+            recover=recover,
+            on_failure=on_failure,
         )
         return cls(system, os.fspath(path))
 
@@ -395,6 +415,16 @@ class Runtime:
         self._tell(cid, Steer(ticket))
         return ticket.wait_accepted()
 
+    def tickets(self, cid: int) -> list[Ticket]:
+        """The accepted turns of a conversation that have not ended: the running one, the steers that it has
+        not come to, and those that wait, in the order in which they will run. `Ticket.cancel` ends one.
+
+        Raises:
+            ConversationNotFound.
+        """
+        found: list[Ticket] = self._ask_conversation(cid, ListTickets())
+        return found
+
     def cancel(self, cid: int) -> bool:
         """Cancel the running turn and wait for its clean-up; whether one was running.
 
@@ -542,19 +572,126 @@ class Runtime:
         return self._job(partial(sessions.transcript, handle=handle))
 
     def delete_session(self, handle: str) -> bool:
-        """Delete a stored session, closing it first if it is live; whether it was there.
+        """Delete a stored session; whether it was there. If it is live, its turns are cancelled and it is
+        closed first. Nothing brings it back: who opens its topic meanwhile or later gets a new session.
 
         Its archives and its topic's entry stay in memory.
         """
         check_text(handle, what="the handle", most=NAME_CHARS)
-        live = self._ask_registry(FindHandle(handle))
-        if live is not None:
-            self.close(live, mode="now")
-        return self._job(partial(sessions.delete_session, handle=handle))
+        return bool(self._ask_registry(DeleteSession(handle), waits=True))
+
+    def turns(self, handle: str) -> list[TurnRow]:
+        """The journal of a stored session: every accepted message with its state and result, by id.
+
+        Raises:
+            SessionNotFound.
+        """
+        check_text(handle, what="the handle", most=NAME_CHARS)
+        return self._job(partial(turns.turns_of_handle, handle=handle))
+
+    # -- what earlier processes left undone --------------------------------------------------------
+
+    def unfinished(self) -> list[UnfinishedSession]:
+        """Stored sessions that are not live and have accepted messages that have not ended, in the order
+        of the oldest of these."""
+        found = self._job(recovery.unfinished_sessions)
+        live = {state.handle for state in self._conversations.values()}
+        return [session for session in found if session.handle not in live]
+
+    def recover(self, handle: str | None = None, *, mode: Literal["run", "fail"] = "run") -> int:
+        """Take up what `unfinished` lists: of one session, or of all whose agent is registered.
+
+        Args:
+            mode: "run" opens the topics, and their turns go on; "fail" ends the messages as `failed`.
+
+        Returns:
+            How many sessions were taken up.
+
+        Raises:
+            SessionNotFound, AgentNotRegistered: only where `handle` is given.
+            StorageError.
+        """
+        if mode not in ("run", "fail"):
+            raise InvalidInput(f'mode must be "run" or "fail", not {mode!r}')
+        left = self.unfinished()
+        if handle is not None:
+            check_text(handle, what="the handle", most=NAME_CHARS)
+            self._job(partial(sessions.get_session, handle=handle))
+            left = [session for session in left if session.handle == handle]
+        elif mode == "run":
+            left = [session for session in left if self._services.agents.find(session.agent) is not None]
+        if mode == "fail":
+            give_up(self._services, [session.handle for session in left])
+        else:
+            for session in left:
+                self.load(session.handle)
+        return len(left)
 
     def _job(self, job: Callable[..., T]) -> T:
         self._check_open()
         return self._services.store.call(job)
+
+    # -- copies and retention ----------------------------------------------------------------------
+
+    def backup(self, to: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> None:
+        """Copy the database into the new file `to`, a database like any other, while everything goes on: no
+        commit waits for more than a small step of the copy. Blocks the calling greenlet.
+
+        The copy is of one moment, and holds everything that was acknowledged before the call. It appears
+        under its name when it is complete and synced. If anything fails, or the caller is killed, nothing is
+        left of it, and the runtime is none the worse.
+
+        Args:
+            progress: called now and then with the pages copied and the pages in all, which may change.
+
+        Raises:
+            StorageError: there is something under that name, or it cannot be written; or the runtime was
+                shut down before the copy was complete.
+        """
+        self._check_open()
+        self._services.store.backup(_path(to), progress)
+
+    def export(self, directory: str | os.PathLike[str]) -> Contents:
+        """Write all that the database holds as text into the new directory `directory`: sessions as JSON
+        lines, memory as Markdown. As `backup` in all else; needs room for a copy of the file besides.
+
+        Returns:
+            How much of what was written.
+
+        Raises:
+            StorageError: the directory is not empty, or cannot be written.
+        """
+        self._check_open()
+        return export_running(self._services.store, _path(directory))
+
+    def purge_sessions(self, older_than_s: float, agent: str | None = None, sender: str | None = None) -> int:
+        """Delete stored sessions that have not changed for `older_than_s` seconds; how many. Those that are
+        live stay, and those with messages that have not ended. Everything else goes on meanwhile.
+
+        As `delete_session`: archives and topics stay in memory.
+
+        Args:
+            agent, sender: only sessions of these.
+
+        Raises:
+            StorageError: one could not be deleted; those before it are.
+        """
+        if type(older_than_s) not in (int, float) or not older_than_s >= 0:
+            raise InvalidInput(f"older_than_s must be a number of seconds from 0 on, not {older_than_s!r}")
+        for what, value in (("the agent", agent), ("the sender", sender)):
+            if value is not None:
+                check_text(value, what=what)
+        before, after, purged = self._clock.wall() - older_than_s, 0, 0
+        find = partial(sessions_older_than, before=before, agent=agent, sender=sender, at_most=PURGED_AT_ONCE)
+        pool = Pool(PURGED_AT_ONCE)
+        try:
+            while found := self._job(partial(find, after=after)):
+                requests = [DeleteSession(old.handle, before) for old in found]
+                purged += sum(pool.imap(partial(self._ask_registry, waits=True), requests))
+                after = found[-1].id
+        finally:
+            pool.kill()
+        return purged
 
     # -- other runtimes, other threads -------------------------------------------------------------
 
@@ -655,6 +792,12 @@ class Runtime:
     def _scope(self, agent: str, sender: str) -> str:
         self._check_pair(agent, sender)
         return self._services.agents.get(agent).config.scope(sender)
+
+
+def _path(path: object) -> str | os.PathLike[str]:
+    if not isinstance(path, str | os.PathLike):
+        raise InvalidInput(f"a path must be text or path-like, not {path!r}")
+    return path
 
 
 def _check_model(model: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from attrs import evolve, frozen
@@ -15,13 +15,14 @@ from persistence.writes import insert
 
 VERSION = 1
 
-_SESSION = (
+SESSION = (
     "handle, agent, sender, topic, scope, title, created_at, updated_at, uptime_ms, revision, next_seq, "
     "archive, archive_seq"
 )
-_MEMORY = "agent, scope, kind, name, content, aliases, created_at, handle"
+KEYS = "agent, sender, key, turn_id, created_at"
+MEMORY = "agent, scope, kind, name, content, aliases, created_at, handle"
 # What belongs to a session, without the columns that are given anew where it is stored.
-_PARTS = {
+PARTS = {
     "turns": "id, sender, content, state, attempts, key, guest, tool_choice, accepted_at, finished_at, "
     "result, error",
     "steers": "id, turn_id, sender, content, accepted_at, applied_turn",
@@ -29,6 +30,8 @@ _PARTS = {
     "compactions": "seq, archive, scope, created_at",
     "events": "turn_id, at, body",
 }
+OF_SESSION = "WHERE session_id = ? ORDER BY id"
+KEYS_OF_SESSION = "keys WHERE turn_id IN (SELECT id FROM turns WHERE session_id = ?) ORDER BY turn_id, key"
 
 
 @frozen
@@ -51,14 +54,13 @@ def export_session(db: Database, handle: str) -> JsonObject:
         raise SessionNotFound(f"no stored session has the handle {handle!r}; list the sessions to see them")
     id_, agent, scope = found[0]
     bundle: JsonObject = {"v": VERSION}
-    bundle["session"] = _rows(db, _SESSION, "sessions WHERE id = ?", id_)[0]
-    for table, columns in _PARTS.items():
-        bundle[table] = _rows(db, columns, f"{table} WHERE session_id = ? ORDER BY id", id_)
-    of_turns = "keys WHERE turn_id IN (SELECT id FROM turns WHERE session_id = ?) ORDER BY turn_id, key"
-    bundle["keys"] = _rows(db, "agent, sender, key, turn_id, created_at", of_turns, id_)
-    bundle["memory"] = _rows(
+    bundle["session"] = next(rows_of(db, SESSION, "sessions WHERE id = ?", id_))
+    for table, columns in PARTS.items():
+        bundle[table] = [*rows_of(db, columns, f"{table} {OF_SESSION}", id_)]
+    bundle["keys"] = [*rows_of(db, KEYS, KEYS_OF_SESSION, id_)]
+    memory = rows_of(
         db,
-        _MEMORY,
+        MEMORY,
         """memory_entries m WHERE agent = ? AND (scope = ? OR kind = 'archive' AND EXISTS (
             SELECT 1 FROM compactions c
             WHERE c.session_id = ? AND c.scope = m.scope AND c.archive = m.name)) ORDER BY id""",
@@ -66,14 +68,31 @@ def export_session(db: Database, handle: str) -> JsonObject:
         scope,
         id_,
     )
+    bundle["memory"] = [*memory]
     return bundle
 
 
-def import_session(db: Database, bundle: Mapping[str, Any]) -> ImportedSession:
+def rows_of(db: Database, columns: str, source: str, *params: Any) -> Iterator[JsonObject]:
+    """The rows of a table as objects, read as they are taken: take all before anything else is done.
+
+    Args:
+        source: what follows on FROM, up to the order.
+    """
+    names = columns.split(", ")
+    for row in db.execute(f"SELECT {columns} FROM {source}", params):
+        yield dict(zip(names, row, strict=True))
+
+
+def import_session(
+    db: Database, bundle: Mapping[str, Any], *, above: tuple[int, int] = (0, 0)
+) -> ImportedSession:
     """Store what `export_session` gave, all of it or, when it raises, nothing (roll back then).
 
     The handle stays. Turns and steers keep their ids where those are free. Memory that is there already
     must be equal: nothing is overwritten and nothing dropped.
+
+    Args:
+        above: new ids of turns and of steers, where such are needed, are greater than these.
 
     Raises:
         StorageError: the handle is in use, or memory of this name has other content.
@@ -82,36 +101,38 @@ def import_session(db: Database, bundle: Mapping[str, Any]) -> ImportedSession:
     try:
         if bundle["v"] != VERSION:
             raise RecordError(f"the bundle has version {bundle['v']!r}; this Palaver reads version {VERSION}")
-        return _import(db, bundle)
+        return _import(db, bundle, above)
     except (KeyError, TypeError) as error:
         raise RecordError(f"the bundle is not one that was exported: {error!r}") from error
 
 
-def _import(db: Database, bundle: Mapping[str, Any]) -> ImportedSession:
+def _import(db: Database, bundle: Mapping[str, Any], above: tuple[int, int]) -> ImportedSession:
     handle = bundle["session"]["handle"]
     if db.execute("SELECT 1 FROM sessions WHERE handle = ?", [handle]).fetchall():
         raise StorageError(f"the session {handle} is stored here already; delete it before importing it")
-    turn_ids = _free_ids(db, "turns", "last_turn", [turn["id"] for turn in bundle["turns"]])
-    steer_ids = _free_ids(db, "steers", "last_steer", [steer["id"] for steer in bundle["steers"]])
-    _store(db, "sessions", _SESSION, [bundle["session"]])
+    turn_ids = _free_ids(db, "turns", "last_turn", [turn["id"] for turn in bundle["turns"]], above[0])
+    steer_ids = _free_ids(db, "steers", "last_steer", [steer["id"] for steer in bundle["steers"]], above[1])
+    _store(db, "sessions", SESSION, [bundle["session"]])
     session_id = int(db.execute("SELECT id FROM sessions WHERE handle = ?", [handle]).fetchall()[0][0])
-    for table, columns in _PARTS.items():
+    for table, columns in PARTS.items():
         rows = [_moved(table, row, session_id, turn_ids, steer_ids) for row in bundle[table]]
         _store(db, table, f"session_id, {columns}", rows)
     for row in bundle["keys"]:
         _store_key(db, {**row, "turn_id": turn_ids[row["turn_id"]]})
     for row in bundle["memory"]:
-        _store_memory(db, row, handle)
+        known = row["handle"] in (None, handle) or _known_handle(db, row["handle"])
+        # An archive of a session that is not in this file is nobody's here.
+        store_memory(db, row if known else {**row, "handle": None})
     return ImportedSession(session_id, turn_ids, steer_ids)
 
 
-def _free_ids(db: Database, table: str, column: str, ids: list[int]) -> dict[int, int]:
+def _free_ids(db: Database, table: str, column: str, ids: list[int], above: int) -> dict[int, int]:
     """Each of `ids` to itself where it is free, or to a new one above all that were ever used."""
     highest = db.execute(
         f"""SELECT max(coalesce((SELECT max(id) FROM {table}), 0),
             coalesce((SELECT max({column}) FROM deleted_sessions), 0))"""
     ).fetchall()[0][0]
-    following = max([highest, *ids]) + 1
+    following = max([highest, above, *ids]) + 1
     mapped = {}
     for id_ in ids:
         mapped[id_] = id_
@@ -149,10 +170,12 @@ def _store_key(db: Database, row: JsonObject) -> None:
     )
 
 
-def _store_memory(db: Database, row: JsonObject, handle: str) -> None:
-    row = {**row}
-    if row["handle"] not in (None, handle) and not _known_handle(db, row["handle"]):
-        row["handle"] = None  # an archive of a session that is not in this file
+def store_memory(db: Database, row: JsonObject) -> None:
+    """Store a row of memory. One of its name must be equal; then there is nothing to do.
+
+    Raises:
+        StorageError: it has other content, or is the archive of another session.
+    """
     names = [row["agent"], row["scope"], row["kind"], row["name"]]
     found = db.execute(
         """SELECT id, content, aliases, handle FROM memory_entries
@@ -160,7 +183,7 @@ def _store_memory(db: Database, row: JsonObject, handle: str) -> None:
         names,
     ).fetchall()
     if not found:
-        _store(db, "memory_entries", _MEMORY, [row])
+        _store(db, "memory_entries", MEMORY, [row])
         return
     id_, content, aliases, owner = found[0]
     other_owner = None not in (owner, row["handle"]) and owner != row["handle"]
@@ -176,12 +199,6 @@ def _store_memory(db: Database, row: JsonObject, handle: str) -> None:
 def _known_handle(db: Database, handle: str) -> bool:
     sql = "SELECT 1 FROM sessions WHERE handle = ? UNION ALL SELECT 1 FROM deleted_sessions WHERE handle = ?"
     return bool(db.execute(sql, [handle, handle]).fetchall())
-
-
-def _rows(db: Database, columns: str, source: str, *params: Any) -> list[JsonObject]:
-    names = columns.split(", ")
-    found = db.execute(f"SELECT {columns} FROM {source}", params).fetchall()
-    return [dict(zip(names, row, strict=True)) for row in found]
 
 
 def _store(db: Database, table: str, columns: str, rows: Iterable[JsonObject]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sqlite3
@@ -12,17 +11,15 @@ from typing import Any, TypeVar
 from attrs import define, field, frozen
 from sqlite_utils import Database
 
-from persistence.database import close_database, open_database
-from persistence.errors import PalaverError, StorageError
+from persistence.backup import Backup, Progress, copy_database
+from persistence.batches import Item, Job, Then, groups, portions
+from persistence.database import MEMORY, abandon_database, close_database, damaged, open_database
+from persistence.errors import DatabaseFailed, PalaverError, StorageError
 from persistence.writes import WriteSet, apply
 
-T = TypeVar("T")
+__all__ = ["Committer", "Item", "Job", "Then", "WorkerStats", "deliver", "nothing", "tell_quietly"]
 
-# A function of the database that neither yields to another greenlet nor ends the transaction. Nothing but
-# the database may be changed by it: on a full disk it may be run once more, after a rollback.
-Job = Callable[[Database], T]
-# What is called after the commit: with a value and None, or with None and the error.
-Then = Callable[[T | None, BaseException | None], None]
+T = TypeVar("T")
 
 log = logging.getLogger("palaver.persistence")
 
@@ -37,8 +34,10 @@ _FATAL = (
     sqlite3.SQLITE_READONLY,
     sqlite3.SQLITE_PROTOCOL,
 )
+_DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
-_NO_CHECKPOINT_ON_CLOSE = 1006  # SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE; the sqlite3 module names it from 3.12 on
+# SQLite checkpoints by itself, from 16 MiB on, and keeps it to itself when that fails. Here it is asked why.
+_WAL_BYTES = 32 * 1024 * 1024
 
 
 @frozen
@@ -50,17 +49,6 @@ class WorkerStats:
     largest_batch: int
     waiting: int
     failed: str | None
-
-
-@define(eq=False)
-class Item:
-    """A job or a write set on its way; after the batch, exactly one of `value` and `error` is meant."""
-
-    work: Job[Any] | WriteSet
-    then: Then[Any] | None = None
-    direct: bool = False
-    value: Any = None
-    error: BaseException | None = None
 
 
 class _BatchUndone(Exception):
@@ -84,50 +72,109 @@ class Committer:
     largest_batch: int = field(default=0, init=False)
     _db: Database | None = field(default=None, init=False)
     _cause: BaseException | None = field(default=None, init=False)
+    _wal: str | None = field(default=None, init=False)
+    _wal_bound: int = field(default=_WAL_BYTES, init=False)
 
     def open(self) -> None:
         """Open the file; raises what `open_database` raises."""
         self._db = open_database(self.path, create=self.create)
+        name = os.fsdecode(self.path)
+        self._wal = None if name == MEMORY else os.path.realpath(name) + "-wal"
 
     def close(self) -> None:
-        """Close the file. Does nothing when it is not open."""
+        """Close the file, or leave it and its WAL as they are after a failure. Nothing if it is not open."""
         db, self._db = self._db, None
         if db is None:
             return
         if self.failed is not None:
-            _leave_the_wal(db)
-            with contextlib.suppress(sqlite3.Error):
-                db.rollback()
-            db.close()
+            abandon_database(db)
         else:
             close_database(db)
 
     def run(self, batch: Sequence[Item]) -> None:
-        """Run `batch` in one transaction and leave each item's value or error in it.
+        """Run `batch` in one transaction, in several if it is large, and leave each item's value or error
+        in it.
 
         When this returns, what succeeded is committed and synced. Never raises.
         """
         self.jobs += len(batch)
         self.largest_batch = max(self.largest_batch, len(batch))
-        self._run(batch)
+        for portion in portions(batch):
+            try:
+                self._run(portion)
+                self._bound_wal()
+            except BaseException as error:  # no memory, say: whoever waits must be answered all the same
+                self.give_up(error)
+                _answer_all(portion, self.refusal)
 
     def checkpoint(self) -> None:
-        """Move what the WAL holds into the file, without waiting. For when nothing else is to be done."""
-        if self._db is None or self.failed is not None:
-            return
-        try:
-            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-        except sqlite3.Error as error:
-            self._give_up(error)
+        """Move what the WAL holds into the file, without waiting. For when nothing else is to be done. A full
+        disk is no failure; everything else that stops it is. Never raises."""
+        self._checkpoint("PASSIVE")
 
-    def refusal(self) -> StorageError:
+    def back_up(self, backup: Backup, item: Item, between: Callable[[], None]) -> None:
+        """Make the copy that `backup` asks for, and leave in `item` why there is none. Never raises.
+
+        Args:
+            between: runs other batches between two steps of the copy; what it raises ends the copy.
+        """
+        if self._db is None or self.failed is not None:
+            item.error = self.refusal()
+            return
+
+        def advance(done: int, total: int) -> None:
+            between()
+            if self.failed is not None:
+                raise self.refusal()
+            backup.advance(done, total)
+
+        try:
+            # Whatever fails here is of the copy: the database is only read, and is as good as before.
+            copy_database(self._db, backup.to, advance)
+        except BaseException as error:
+            item.error = error
+
+    def refusal(self) -> DatabaseFailed:
         """The error of everything that is asked after a failure."""
-        error = StorageError(
+        again = "check the disk and start again; what was acknowledged is in the file"
+        if _code(self._cause) in _DAMAGE:
+            again = damaged(self.path)
+        error = DatabaseFailed(
             f"the database {os.fsdecode(self.path)!r} is not used any more, because what it holds is not "
-            f"certain after this failure: {self.failed}; check the disk and start again"
+            f"certain after this failure: {self.failed}; {again}"
         )
         error.__cause__ = self._cause
         return error
+
+    def _bound_wal(self) -> None:
+        """Move the WAL into the file where SQLite could not do so by itself."""
+        if self._wal is None or self.failed is not None:
+            return
+        try:
+            size = os.stat(self._wal).st_size
+        except FileNotFoundError:
+            if not self._checkpoint("TRUNCATE"):
+                raise
+            self.give_up(StorageError(f"{self._wal!r} was removed while it was in use"))
+            return
+        if size >= self._wal_bound:
+            moved = self._checkpoint("TRUNCATE")
+            # A full disk is not asked again after every commit.
+            self._wal_bound = _WAL_BYTES if moved else size + _WAL_BYTES // 2
+
+    def _checkpoint(self, mode: str) -> bool:
+        """Whether the WAL's content is in the file now."""
+        if self._db is None or self.failed is not None:
+            return False
+        try:
+            busy = self._move_wal(self._db, mode)
+        except BaseException as error:
+            if _code(error) not in _TRANSIENT:
+                self.give_up(error)
+            else:
+                log.warning("%r keeps its WAL for now: %s", os.fsdecode(self.path), error)
+            return False
+        return not busy
 
     def _run(self, batch: Sequence[Item]) -> None:
         if self._db is None or self.failed is not None:
@@ -145,9 +192,9 @@ class Committer:
         try:
             db.rollback()
         except sqlite3.Error as error:
-            self._give_up(error)
+            self.give_up(error)
         if self.failed is not None or code in _FATAL or (undone.at_commit and code not in _TRANSIENT):
-            self._give_up(undone.cause)
+            self.give_up(undone.cause)
             _answer_all(batch, self.refusal)
         elif code in _TRANSIENT and len(batch) > 1:
             # The disk is full: reads, and what still fits, must not fail with what does not.
@@ -158,7 +205,7 @@ class Committer:
 
     def _transaction(self, db: Database, batch: Sequence[Item]) -> None:
         self._begin(db)
-        for group in _groups(batch):
+        for group in groups(batch):
             # A group that is the whole batch needs no savepoint: the transaction is one.
             guarded = len(group) < len(batch)
             if isinstance(group[0].work, WriteSet):
@@ -180,6 +227,11 @@ class Committer:
     def _commit(self, db: Database) -> None:
         """End the transaction of a batch. A fault-injecting subclass overrides this."""
         db.commit()
+
+    def _move_wal(self, db: Database, mode: str) -> bool:
+        """Checkpoint; whether something stood in the way. A fault-injecting subclass overrides this."""
+        ((busy, _, _),) = db.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+        return bool(busy)
 
     def _write(self, db: Database, group: Sequence[Item], guarded: bool) -> None:
         sets = [item.work for item in group if isinstance(item.work, WriteSet)]
@@ -217,7 +269,8 @@ class Committer:
             db.rollback()
             self._begin(db)
 
-    def _give_up(self, cause: BaseException) -> None:
+    def give_up(self, cause: BaseException) -> None:
+        """Refuse everything from now on, because of `cause`."""
         if self.failed is None:
             self.failed = f"{type(cause).__name__}: {cause}"
             self._cause = cause
@@ -245,17 +298,16 @@ def deliver(batch: Sequence[Item]) -> None:
         raise stop
 
 
-def _groups(batch: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    """`batch` in order: neighbouring write sets together, every other job alone."""
-    start = 0
-    for at, item in enumerate(batch):
-        if not isinstance(item.work, WriteSet):
-            if start < at:
-                yield batch[start:at]
-            yield batch[at : at + 1]
-            start = at + 1
-    if start < len(batch):
-        yield batch[start:]
+def nothing(_db: Database) -> None:
+    """The job that only takes its place in the order of jobs."""
+
+
+def tell_quietly(progress: Progress, done: int, total: int) -> None:
+    """Tell how far a copy is; what that raises is logged, and the copy goes on."""
+    try:
+        progress(done, total)
+    except Exception:
+        log.exception("what shows the progress of a copy raised; the copy goes on")
 
 
 def _answer_all(batch: Sequence[Item], make: Callable[[], BaseException]) -> None:
@@ -283,11 +335,3 @@ def _code(error: BaseException | None) -> int | None:
             return code & 0xFF
         error = error.__cause__
     return None
-
-
-def _leave_the_wal(db: Database) -> None:
-    """Keep closing from moving an uncertain WAL into the file (Python 3.11 cannot say this to SQLite)."""
-    setconfig = getattr(db.conn, "setconfig", None)
-    if setconfig is not None:
-        with contextlib.suppress(sqlite3.Error):
-            setconfig(_NO_CHECKPOINT_ON_CLOSE, True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sqlite3
 from urllib.parse import quote
 
 from sqlite_utils import Database
 
+from persistence import holders
 from persistence.errors import DatabaseInUse, DatabaseTooNew, DatabaseUnusable, StorageError
 from persistence.migrations import MIGRATIONS_TABLE, NAMES, SET, TABLES, migrations
 
@@ -27,16 +29,16 @@ def open_database(path: str | os.PathLike[str], *, create: bool = True) -> Datab
     """The database in `path`, locked for this connection alone and migrated to this version.
 
     The connection may be used from any thread, by one at a time. Waits up to `LOCK_WAIT_S` for the
-    lock, so a gevent hub must not call it. A path that is refused is left as it was.
+    lock, so a gevent hub must not call it. A file that is refused is left as it was, and so is its WAL.
 
     Args:
         path: the file, or ":memory:".
         create: whether a missing file is made.
 
     Raises:
-        DatabaseInUse: another process, or another connection of this one, has it open.
+        DatabaseInUse: another process, or another connection of this one, has it open; says which.
         DatabaseTooNew: a newer Palaver has changed its tables.
-        DatabaseUnusable: not a file that can be opened, or not one of Palaver's.
+        DatabaseUnusable: not a file that can be opened, damaged, or not one of Palaver's.
     """
     name = os.fsdecode(path)
     try:
@@ -45,13 +47,16 @@ def open_database(path: str | os.PathLike[str], *, create: bool = True) -> Datab
     except (sqlite3.Error, OSError, ValueError) as error:
         raise DatabaseUnusable(f"{name!r} cannot be opened: {error}; check the path") from error
     try:
-        return _prepare(conn, name, create)
+        db = _prepare(conn, name, create)
     except sqlite3.Error as error:
-        conn.close()
+        _close_untouched(conn)
         raise _refusal(name, error) from error
     except BaseException:
-        conn.close()
+        _close_untouched(conn)
         raise
+    if name != MEMORY:
+        holders.remember(name, db)
+    return db
 
 
 def close_database(db: Database) -> None:
@@ -60,7 +65,34 @@ def close_database(db: Database) -> None:
     with contextlib.suppress(sqlite3.Error):
         db.rollback()
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    holders.forget(db)
     db.close()
+
+
+def abandon_database(db: Database) -> None:
+    """Close the file as it is, its WAL beside it: for one whose content is not certain any more."""
+    with contextlib.suppress(sqlite3.Error):
+        db.rollback()
+    holders.forget(db)
+    _close_untouched(db.conn)
+
+
+def damaged(path: str | os.PathLike[str]) -> str:
+    """What to do about a damaged file."""
+    file = shlex.quote(os.fsdecode(path))
+    new = shlex.quote(os.fsdecode(path) + ".recovered")
+    return (
+        f"restore a backup; or save what can still be read: sqlite3 {file} .recover | sqlite3 {new}, "
+        f"then palaver verify {new}"
+    )
+
+
+def _close_untouched(conn: sqlite3.Connection) -> None:
+    # Closing would move the WAL into the file and delete it. That checkpoint gives up when the connection is
+    # interrupted, and no statement begins any more that would take the interrupt back.
+    with contextlib.suppress(sqlite3.Error):
+        conn.interrupt()
+        conn.close()
 
 
 def _uri(name: str, create: bool) -> str:
@@ -81,8 +113,26 @@ def _uri(name: str, create: bool) -> str:
             raise DatabaseUnusable(f"{name!r} is read-only or unreadable; give this user the right to write")
     elif not create:
         raise DatabaseUnusable(f"{name!r}: no such file; check the path")
+    _keep_lone_wal(name)
     path = quote(os.fsencode(os.path.abspath(name)))
     return f"file:{path}?mode={'rwc' if create else 'rw'}"
+
+
+def _keep_lone_wal(name: str) -> None:
+    """Refuse a WAL whose file is missing or empty: SQLite would take it for a leftover and delete it."""
+    wal = os.path.realpath(name) + "-wal"
+    if _size(wal) and not _size(name):
+        raise DatabaseUnusable(
+            f"{name!r} is missing or empty, but its last commits are there, in {wal!r}: put the file back "
+            "beside it; or move that one away, and the database begins anew"
+        )
+
+
+def _size(name: str) -> int:
+    try:
+        return os.stat(name).st_size
+    except OSError:
+        return 0
 
 
 def _prepare(conn: sqlite3.Connection, name: str, create: bool) -> Database:
@@ -132,23 +182,38 @@ def _check_schema(db: Database, name: str) -> bool:
         )
     missing = [table for table in TABLES if table not in tables] if len(applied) == len(NAMES) else []
     if missing:
-        raise DatabaseUnusable(f"{name!r} is damaged: its table {missing[0]} is missing; restore a backup")
+        raise DatabaseUnusable(f"{name!r} is damaged: its table {missing[0]} is missing; {damaged(name)}")
     return False
 
 
 def _refusal(name: str, error: sqlite3.Error) -> StorageError:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in _IN_USE:
-        return DatabaseInUse(
-            f"{name!r} is in use by another process or another Runtime of this one; "
-            "stop that one first, or give this one a file of its own"
-        )
+        return _in_use(name)
     if code == sqlite3.SQLITE_NOTADB:
-        return DatabaseUnusable(f"{name!r} is not an SQLite database; give another path")
+        return DatabaseUnusable(
+            f"{name!r} is not an SQLite database; check the path. If it was one, its header is damaged: "
+            f"{damaged(name)}"
+        )
     if code == sqlite3.SQLITE_CORRUPT:
-        return DatabaseUnusable(f"{name!r} is damaged: {error}; restore a backup")
+        return DatabaseUnusable(f"{name!r} is damaged: {error}; {damaged(name)}")
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
         return DatabaseUnusable(
             f"{name!r} cannot be opened: {error}; this user must be able to write the file and its directory"
         )
+    if code == sqlite3.SQLITE_FULL:
+        return DatabaseUnusable(f"{name!r} cannot be opened: {error}; make room on the disk")
+    if code == sqlite3.SQLITE_IOERR:
+        return DatabaseUnusable(f"{name!r} cannot be opened: {error}; check the disk")
     return DatabaseUnusable(f"{name!r} cannot be opened: {error}")
+
+
+def _in_use(name: str) -> DatabaseInUse:
+    pid = holders.holder(name)
+    if pid == os.getpid():
+        who = f"this process ({pid}), by another Runtime or connection; shut that one down first"
+    elif pid is not None:
+        who = f"process {pid}; stop that one first"
+    else:
+        who = "another process; stop that one first"
+    return DatabaseInUse(f"{name!r} is in use by {who}, or give this one a file of its own", pid)

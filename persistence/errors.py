@@ -12,11 +12,25 @@ class StorageError(PalaverError):
 
 
 class DatabaseInUse(StorageError):
-    """Another process, or another Runtime of this one, holds the file."""
+    """Another process, or another Runtime of this one, holds the file.
+
+    Attributes:
+        pid: the process that holds it, if that could be found out; this process's own for a file that is
+            open in it twice.
+    """
+
+    def __init__(self, message: str, pid: int | None = None) -> None:
+        super().__init__(message)
+        self.pid = pid
 
 
 class DatabaseUnusable(StorageError):
     """The path is not something that Palaver can open: a directory, read-only, not SQLite, damaged."""
+
+
+class DatabaseFailed(StorageError):
+    """The disk or the file failed while it was in use, so what it holds is not certain. Nothing is read or
+    written any more: end the process, look at the disk, start again. What was acknowledged before is safe."""
 
 
 class DatabaseTooNew(StorageError):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
-from persistence.committer import Committer, Item, Job, Then, WorkerStats, deliver
-from persistence.errors import BacklogFull, StorageError
+from persistence.backup import Backup, Progress
+from persistence.committer import Committer, Item, Job, Then, WorkerStats, deliver, nothing, tell_quietly
+from persistence.errors import BacklogFull, DatabaseFailed, StorageError
+from persistence.newfiles import Path
 from persistence.writes import WriteSet
 
 T = TypeVar("T")
@@ -31,6 +34,7 @@ class InlineWorker:
         backlog: jobs that may wait.
         create: whether a missing file is made.
         committer: runs the batches; a simulation hands in one that fails on purpose.
+        on_failure: as of `DatabaseWorker`.
     """
 
     def __init__(
@@ -42,13 +46,16 @@ class InlineWorker:
         backlog: int = 200_000,
         create: bool = True,
         committer: Committer | None = None,
+        on_failure: Callable[[DatabaseFailed], None] | None = None,
     ) -> None:
         self._path = path
         self._schedule = schedule
         self._commit_latency = commit_latency
         self._backlog = backlog
         self._committer = committer or Committer(path, create=create)
+        self.on_failure = on_failure
         self._queue: deque[Item] = deque()
+        self._backups: list[tuple[Backup, Item]] = []
         self._undelivered: list[Item] = []
         self._scheduled = False
         self._running = False
@@ -65,6 +72,16 @@ class InlineWorker:
     def write(self, writes: WriteSet, then: Then[None] | None = None) -> None:
         """As `DatabaseWorker.write`."""
         self._put(Item(writes, then))
+
+    def backup(
+        self, to: Path, then: Then[None] | None = None, progress: Progress | None = None
+    ) -> Callable[[], None]:
+        """As `DatabaseWorker.backup`, after what waits; nothing runs while the copy is made."""
+        self._check_accepting()
+        backup = Backup(to, None if progress is None else partial(tell_quietly, progress))
+        self._backups.append((backup, Item(nothing, then)))
+        self._rouse()
+        return backup.give_up
 
     def call(self, job: Job[T], timeout: float | None = None) -> T:
         """The value of `job`, at once; what waits in the queue runs and is delivered first."""
@@ -87,6 +104,7 @@ class InlineWorker:
     def abandon(self) -> None:
         """As if the process were killed: what waits is dropped unanswered, and the file is let go."""
         self._queue.clear()
+        self._backups.clear()
         self._undelivered.clear()
         self._running = False
         self._committer.close()
@@ -102,6 +120,9 @@ class InlineWorker:
         if len(self._queue) >= self._backlog:
             raise BacklogFull(f"{self._backlog:,} database jobs wait already; try again when there are fewer")
         self._queue.append(item)
+        self._rouse()
+
+    def _rouse(self) -> None:
         if not self._scheduled:
             self._scheduled = True
             self._schedule(0.0, self._commit)
@@ -129,13 +150,20 @@ class InlineWorker:
 
     def _take(self) -> bool:
         """Run what waits, if anything does."""
-        batch = [*self._queue]
+        batch, backups = [*self._queue], [*self._backups]
         self._queue.clear()
+        self._backups.clear()
         if batch:
             self._committer.run(batch)
-            self._undelivered.extend(batch)
+        for backup, asked in backups:
+            self._committer.back_up(backup, asked, lambda: None)
+            batch.append(asked)
+        self._undelivered.extend(batch)
         return bool(batch)
 
     def _deliver(self) -> None:
         batch, self._undelivered = self._undelivered, []
         deliver(batch)
+        if self._committer.failed is not None and self.on_failure is not None:
+            tell, self.on_failure = self.on_failure, None
+            tell(self._committer.refusal())

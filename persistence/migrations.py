@@ -164,4 +164,11 @@ def m004_memory(db: Database) -> None:
         VALUES ('rank', 'bm25(10.0, 1.0, 10.0)')""")
 
 
-NAMES = tuple(m.__name__ for m in (m001_sessions, m002_turns, m003_history, m004_memory))
+@migrations()
+def m005_recovery(db: Database) -> None:
+    """Finding what was left undone, and keys that have had their time, without reading everything."""
+    db.execute("CREATE INDEX steers_unapplied ON steers (session_id) WHERE applied_turn IS NULL")
+    db.execute("CREATE INDEX keys_by_age ON keys (created_at)")
+
+
+NAMES = tuple(m.__name__ for m in (m001_sessions, m002_turns, m003_history, m004_memory, m005_recovery))

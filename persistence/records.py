@@ -182,4 +182,21 @@ class UnfinishedWork:
     last_entry: HistoryEntry | None = None
 
 
+@frozen
+class UnfinishedSession:
+    """A stored session whose accepted messages have not all ended.
+
+    `turns` counts those that ran or waited, `steers` those that entered no turn; `since` is when the oldest
+    of them was accepted, in seconds since the Unix epoch.
+    """
+
+    handle: str
+    agent: str
+    sender: str
+    topic: str
+    turns: int
+    steers: int
+    since: float
+
+
 JsonObject = dict[str, Any]

@@ -18,6 +18,8 @@ __all__ = [
     "delete_session",
     "export_session",
     "find_session",
+    "get_session",
+    "has_unfinished",
     "highest_ids",
     "import_session",
     "list_sessions",
@@ -94,6 +96,14 @@ def find_session(db: Database, handle: str) -> SessionSummary | None:
     """The session with this handle, without its history."""
     rows = db.execute(f"SELECT {_SUMMARY} FROM sessions s WHERE s.handle = ?", [handle]).fetchall()
     return SessionSummary(*rows[0]) if rows else None
+
+
+def get_session(db: Database, handle: str) -> SessionSummary:
+    """As `find_session`; raises SessionNotFound where there is none."""
+    found = find_session(db, handle)
+    if found is None:
+        raise _not_found(handle)
+    return found
 
 
 def list_sessions(
@@ -183,13 +193,22 @@ def store_compaction(
     )
 
 
-def delete_session(db: Database, handle: str, *, at: float | None = None) -> bool:
+def delete_session(
+    db: Database, handle: str, *, at: float | None = None, unchanged_since: float | None = None
+) -> bool:
     """Delete a session with its turns, keys, steers, entries, markers and events; whether it was there.
 
     Its archives stay in memory. The highest ids of its rows are kept, so that none is given again.
+
+    Args:
+        at: now, in seconds since the Unix epoch; kept with what is left of it.
+        unchanged_since: if given, a session that was changed at or after this time, or has unfinished
+            messages, is left alone.
     """
-    rows = db.execute("SELECT id FROM sessions WHERE handle = ?", [handle]).fetchall()
+    rows = db.execute("SELECT id, updated_at FROM sessions WHERE handle = ?", [handle]).fetchall()
     if not rows:
+        return False
+    if unchanged_since is not None and (rows[0][1] >= unchanged_since or has_unfinished(db, rows[0][0])):
         return False
     db.execute(
         """INSERT INTO deleted_sessions (handle, deleted_at, last_turn, last_steer)
@@ -203,6 +222,16 @@ def delete_session(db: Database, handle: str, *, at: float | None = None) -> boo
     )
     db.execute("DELETE FROM sessions WHERE id = ?", [rows[0][0]])
     return True
+
+
+def has_unfinished(db: Database, session_id: int) -> bool:
+    """Whether the session has accepted messages that have not ended."""
+    ((found,),) = db.execute(
+        """SELECT EXISTS (SELECT 1 FROM turns WHERE session_id = ?1 AND state IN ('queued', 'running'))
+            OR EXISTS (SELECT 1 FROM steers WHERE session_id = ?1 AND applied_turn IS NULL)""",
+        [session_id],
+    ).fetchall()
+    return bool(found)
 
 
 def highest_ids(db: Database) -> tuple[int, int]:

@@ -8,10 +8,12 @@ from typing import Any
 from sqlite_utils import Database
 
 from persistence.codec import decode_entry, decode_result
+from persistence.errors import SessionNotFound
 from persistence.records import StoredSteer, TurnRow, TurnState, UnfinishedWork
 from persistence.writes import WriteSet, apply
 
-DAY_S = 86_400
+DAY_S = 86_400.0
+_OLD_KEYS_A_CALL = 2  # more than one new key a call, so that old ones cannot pile up
 
 _SELECT = """SELECT id, session_id, sender, content, state, attempts, key, guest, tool_choice,
     accepted_at, finished_at, result, error FROM turns"""
@@ -25,7 +27,8 @@ def accept_keyed(
     Args:
         row: a new turn; its `key` is not None.
         agent, sender: whose conversation it is: a key is theirs alone.
-        max_age_s: a key older than this, counted between acceptances, is free again.
+        max_age_s: a key older than this, counted between acceptances, is free again once its turn has
+            ended; a few such keys are forgotten in passing.
 
     Returns:
         None when the turn was stored, else the turn that has the key; compare its content.
@@ -34,14 +37,26 @@ def accept_keyed(
         "SELECT turn_id, created_at FROM keys WHERE agent = ? AND sender = ? AND key = ?",
         [agent, sender, row.key],
     ).fetchall()
-    if found and row.accepted_at - found[0][1] <= max_age_s:
-        return get_turn(db, found[0][0])
+    if found:
+        first = get_turn(db, found[0][0])
+        if first is not None and (first.result is None or row.accepted_at - found[0][1] <= max_age_s):
+            return first
+    _forget_old_keys(db, row.accepted_at - max_age_s)
     apply(db, [WriteSet(new_turns=(row,))])
     db.execute(
         "INSERT OR REPLACE INTO keys (agent, sender, key, turn_id, created_at) VALUES (?, ?, ?, ?, ?)",
         [agent, sender, row.key, row.id, row.accepted_at],
     )
     return None
+
+
+def _forget_old_keys(db: Database, before: float) -> None:
+    db.execute(
+        """DELETE FROM keys WHERE (agent, sender, key) IN (
+            SELECT k.agent, k.sender, k.key FROM keys k JOIN turns t ON t.id = k.turn_id
+            WHERE k.created_at < ? AND t.result IS NOT NULL ORDER BY k.created_at LIMIT ?)""",
+        [before, _OLD_KEYS_A_CALL],
+    )
 
 
 def get_turn(db: Database, id: int) -> TurnRow | None:  # noqa: A002 - the record's own word
@@ -56,6 +71,18 @@ def turns_of(db: Database, session_id: int, states: Sequence[TurnState] | None =
     if states is not None:
         sql += f" AND state IN ({','.join('?' * len(states))})"
     return [_turn(row) for row in db.execute(f"{sql} ORDER BY id", params).fetchall()]
+
+
+def turns_of_handle(db: Database, handle: str) -> list[TurnRow]:
+    """The turns of the session with this handle, in id order.
+
+    Raises:
+        SessionNotFound: there is none.
+    """
+    rows = db.execute("SELECT id FROM sessions WHERE handle = ?", [handle]).fetchall()
+    if not rows:
+        raise SessionNotFound(f"no stored session has the handle {handle!r}; list the sessions to see them")
+    return turns_of(db, rows[0][0])
 
 
 def unfinished(db: Database) -> list[TurnRow]:

@@ -5,13 +5,26 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from gevent.monkey import get_original
 
-from persistence.committer import Committer, Item, Job, Then, WorkerStats, deliver, log
-from persistence.errors import BacklogFull, StorageError
+from persistence.backup import Backup, Progress
+from persistence.committer import (
+    Committer,
+    Item,
+    Job,
+    Then,
+    WorkerStats,
+    deliver,
+    log,
+    nothing,
+    tell_quietly,
+)
+from persistence.errors import BacklogFull, DatabaseFailed, StorageError
 from persistence.inline import InlineWorker
+from persistence.newfiles import Path
 from persistence.writes import WriteSet
 
 __all__ = ["Committer", "DatabaseWorker", "InlineWorker", "Job", "Then", "WorkerStats"]
@@ -36,7 +49,7 @@ class DatabaseWorker:
 
     The thread takes everything that waits into one transaction, each job in a savepoint of its own, and
     answers after the commit. Work that fails is undone alone. After a failed commit or an I/O error what
-    the file holds is not known: everything from then on fails with `StorageError`.
+    the file holds is not known: everything from then on fails with `DatabaseFailed`.
 
     Args:
         path: the file, or ":memory:".
@@ -46,6 +59,8 @@ class DatabaseWorker:
         backlog: jobs that may wait.
         create: whether a missing file is made.
         committer: runs the batches; tests hand in one that fails on purpose.
+        on_failure: called once, through `notify`, when the database has failed for good, whether or not
+            anybody waits; with what everything is refused with from then on. May be set before `start`.
     """
 
     def __init__(
@@ -56,12 +71,15 @@ class DatabaseWorker:
         backlog: int = 200_000,
         create: bool = True,
         committer: Committer | None = None,
+        on_failure: Callable[[DatabaseFailed], None] | None = None,
     ) -> None:
         self._path = path
         self._notify = notify or _now
         self._backlog = backlog
         self._committer = committer or Committer(path, create=create)
+        self.on_failure = on_failure
         self._queue: deque[Item] = deque()
+        self._due: deque[tuple[Backup, Item]] = deque()
         self._mutex = _allocate_lock()
         self._wake = _allocate_lock()
         self._ended = _allocate_lock()
@@ -94,13 +112,43 @@ class DatabaseWorker:
 
         Raises:
             BacklogFull: too much waits; nothing of this is stored.
-            StorageError: stopped, failed, or called in a forked child.
+            StorageError: stopped, or called in a forked child.
+            DatabaseFailed: failed.
         """
         self._put(Item(job, then))
 
     def write(self, writes: WriteSet, then: Then[None] | None = None) -> None:
         """`submit` for a set of writes, which is stored together with its neighbours in the queue."""
         self._put(Item(writes, then))
+
+    def backup(
+        self, to: Path, then: Then[None] | None = None, progress: Progress | None = None
+    ) -> Callable[[], None]:
+        """Copy the database to the new file `to`, as `copy_database` does; `then` is told when it is there,
+        or why not.
+
+        The copy holds whatever was submitted before it, and perhaps some of what came after. It is made
+        after what waits now, a step at a time, and what comes meanwhile is run and committed between two
+        steps. A worker that is stopped makes no copies any more. Never blocks.
+
+        Args:
+            progress: called with the pages copied and the pages in all, at each per cent, where `then` is.
+
+        Returns:
+            A function, for any thread, that gives the copy up.
+
+        Raises:
+            BacklogFull, StorageError: as `submit`.
+        """
+        backup = Backup(to, None if progress is None else partial(self._show, progress))
+        asked = Item(nothing, then)
+
+        def begin(_value: object, error: BaseException | None) -> None:
+            asked.error = error
+            self._due.append((backup, asked))
+
+        self._put(Item(nothing, begin, direct=True))
+        return backup.give_up
 
     def call(self, job: Job[T], timeout: float | None = None) -> T:
         """The value of `job`, after the commit; raises its error.
@@ -181,9 +229,17 @@ class DatabaseWorker:
             finally:
                 opened.release()
             while batch := self._take():
-                self._committer.run(batch)
-                self._answer(batch)
+                self._run(batch)
+                while self._due:
+                    self._copy(*self._due.popleft())
             self._committer.close()
+        except BaseException as error:  # no memory, say: whoever waits must be answered all the same
+            log.exception("the thread of %r failed", os.fsdecode(self._path))
+            self._committer.give_up(error)
+            with self._mutex:
+                left = [*self._queue]
+                self._queue.clear()
+            self._run(left)
         finally:
             self._ended.release()
 
@@ -193,12 +249,38 @@ class DatabaseWorker:
         while True:
             with self._mutex:
                 if self._queue or self._stopping:
-                    count = min(len(self._queue), LARGEST_BATCH)
-                    return [self._queue.popleft() for _ in range(count)]
+                    return self._waiting()
                 self._asleep = True
             if not self._sleep(-1 if idle else IDLE_S):
                 self._committer.checkpoint()
+                self._tell_failure()
                 idle = True
+
+    def _waiting(self) -> list[Item]:
+        count = min(len(self._queue), LARGEST_BATCH)
+        return [self._queue.popleft() for _ in range(count)]
+
+    def _run(self, batch: list[Item]) -> None:
+        self._committer.run(batch)
+        self._answer(batch)
+        self._tell_failure()
+
+    def _copy(self, backup: Backup, asked: Item) -> None:
+        if asked.error is None:
+            self._committer.back_up(backup, asked, self._run_waiting)
+        self._answer([asked])
+
+    def _run_waiting(self) -> None:
+        """What is done between two steps of a copy."""
+        if self._stopping:
+            raise StorageError(f"{os.fsdecode(self._path)!r} was closed before its copy was complete")
+        with self._mutex:
+            batch = self._waiting()
+        if batch:
+            self._run(batch)
+
+    def _show(self, progress: Progress, done: int, total: int) -> None:
+        self._deliver(partial(tell_quietly, progress, done, total))
 
     def _sleep(self, timeout_s: float) -> bool:
         """Wait to be roused; False when the time is over first."""
@@ -218,7 +300,15 @@ class DatabaseWorker:
             elif item.then is not None:
                 waiting.append(item)
         if waiting:
-            try:
-                self._notify(lambda: deliver(waiting))
-            except Exception:  # whoever waits is gone, say with its hub; what is queued is still stored
-                log.exception("the answers of %d database jobs could not be delivered", len(waiting))
+            self._deliver(lambda: deliver(waiting))
+
+    def _tell_failure(self) -> None:
+        if self._committer.failed is not None and self.on_failure is not None:
+            tell, self.on_failure = self.on_failure, None
+            self._deliver(partial(tell, self._committer.refusal()))
+
+    def _deliver(self, answers: Callable[[], None]) -> None:
+        try:
+            self._notify(answers)
+        except Exception:  # whoever waits is gone, say with its hub; what is queued is still stored
+            log.exception("the answers of the database could not be delivered")

@@ -102,6 +102,13 @@ class WriteSet:
     events: tuple[NewEvent, ...] = ()
 
 
+def merged(sets: Sequence[WriteSet]) -> WriteSet:
+    """One write set for all of `sets`, which name each row once."""
+    return WriteSet(
+        *(tuple(chain(*(getattr(s, part.name) for s in sets))) for part in WriteSet.__attrs_attrs__)
+    )
+
+
 def apply(db: Database, sets: Sequence[WriteSet]) -> None:
     """Store all of `sets`, as if one after the other. Runs in the caller's transaction.
 
@@ -285,16 +292,14 @@ def _advance(db: Database, steps: dict[int, _Advance]) -> None:
         raise (
             _out_of_step(*rows[0][:2])
             if len(rows) == 1
-            else StorageError(
-                f"one of the sessions {_listed(rows)} is not stored, or misses an earlier write"
-            )
+            else StorageError(f"one of the sessions {_listed(rows)} was deleted, or misses an earlier write")
         )
 
 
 def _out_of_step(session_id: int, seq: int) -> StorageError:
     return StorageError(
-        f"session {session_id} is not stored, or its next entry is not number {seq}: "
-        "an earlier write of it is missing; nothing more is stored after the gap"
+        f"session {session_id} was deleted, or its next entry is not number {seq} because an earlier "
+        "write of it is missing: nothing more of it is stored"
     )
 
 

@@ -176,15 +176,14 @@ def test_opening_again_and_again_without_time_to_run_loses_nothing(tmp_path: Pat
         os._exit(9)
         """,
     )
-    for _ in range(3):
-        die_after(
-            path,
-            """
-            rt, cid = open_topic([Reply(tool_calls=[("hang", {})])])
-            inside.wait()
-            os._exit(9)
-            """,
-        )
+    die_after(
+        path,
+        """
+        rt, cid = open_topic([Reply(tool_calls=[("hang", {})])])
+        inside.wait()
+        os._exit(9)
+        """,
+    )
     with Runtime.open(path, ScriptedModel([Reply("one is done"), Reply("two is done")])) as rt:
         rt.add_agent(AgentConfig(name="crab"))
         cid = rt.switch_topic("crab", "alice", "topic").conversation_id

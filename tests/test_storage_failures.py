@@ -303,18 +303,23 @@ def test_steers_left_over_by_an_end_that_could_not_be_stored_hear_of_it(tmp_path
         assert_memory_is_disk(rt)
 
 
-def test_the_start_of_a_queued_turn_need_not_be_stored(tmp_path: Path) -> None:
+def test_a_queued_turn_whose_beginning_cannot_be_stored_fails_before_a_model_is_asked(tmp_path: Path) -> None:
     model = HeldModel()
     opening, committer = opened(tmp_path / "a.db", model)
     with opening as rt:
         cid, _ = topic(rt)
-        tickets = [rt.submit(cid, "one"), rt.submit(cid, "two")]
+        tickets = [rt.submit(cid, content) for content in ("one", "two", "three")]
         committer.fail_once(starts)
         model.next().say("1")
-        model.next().say("2")
-        assert [result.text for result in settled(tickets)] == ["1", "2"]
+        model.next().say("3")
+        assert [result.stop_reason for result in settled(tickets)] == [
+            "text_response",
+            "error",
+            "text_response",
+        ]
         assert committer.failed_at
-        assert set(stored_states(rt).values()) == {"done"}
+        assert model.idle
+        assert list(stored_states(rt).values()) == ["done", "failed", "done"]
 
 
 def test_a_requested_compaction_that_could_not_be_stored_changes_nothing(tmp_path: Path) -> None:

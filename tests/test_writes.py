@@ -116,7 +116,7 @@ def test_an_update_of_an_unknown_row_is_refused_and_names_it(db: Database) -> No
     apply(db, [WriteSet(new_turns=(row(1),))])
     with pytest.raises(StorageError, match="turn 77 is not stored"):
         apply(db, [WriteSet(turn_updates=(TurnUpdate(77, "done"),))])
-    with pytest.raises(StorageError, match="session 99 is not stored"):
+    with pytest.raises(StorageError, match="session 99 was deleted"):
         apply(db, [WriteSet(session_updates=(session(99, 0),))])
     with pytest.raises(StorageError, match="steer 55 is not stored"):
         apply(db, [WriteSet(steer_updates=(SteerUpdate(55, 1),))])
@@ -161,6 +161,9 @@ def test_an_old_key_is_free_again(db: Database) -> None:
     assert accept(db, first) is None
     day = first.accepted_at + 86_400
     assert accept(db, evolve(first, id=2, accepted_at=day)) == first
+    assert accept(db, evolve(first, id=2, accepted_at=day + 1)) == first  # its turn has not ended
+    ended = TurnUpdate(1, "done", result=TurnResult("done", "text_response"), finished_at=3.0)
+    apply(db, [WriteSet(turn_updates=(ended,))])
     assert accept(db, evolve(first, id=3, accepted_at=day + 1)) is None
     assert accept(db, evolve(first, id=4, accepted_at=day + 2)) == evolve(first, id=3, accepted_at=day + 1)
 

@@ -15,7 +15,7 @@ from palaver.commands.lines import read_lines
 from palaver.commands.output import counted, one_line, table
 from palaver.commands.printing import Printer, complain, note
 from palaver.runtime import Runtime
-from persistence.errors import PalaverError
+from persistence.errors import DatabaseFailed, PalaverError
 
 HELP = """\
 /topic TITLE[: DESCRIPTION]  go to a topic; a new one needs a description
@@ -116,6 +116,8 @@ class Prompt:
             self._streams.append(self._rt.stream(cid, text))
             while self._streams:
                 self._watch(cid, self._streams.popleft())
+        except DatabaseFailed:
+            raise
         except PalaverError as error:
             complain(error)
             self.failed = True
@@ -146,6 +148,8 @@ class Prompt:
             try:
                 # Into the running turn; if that has just ended, as the next one.
                 self._streams.append(self._rt.stream(cid, str(item), on_busy="steer"))
+            except DatabaseFailed:
+                raise
             except PalaverError as error:
                 complain(error)
 
@@ -175,6 +179,8 @@ class Prompt:
             return
         try:
             run(argument.strip())
+        except DatabaseFailed:
+            raise
         except PalaverError as error:
             complain(error)
         except KeyboardInterrupt:

@@ -8,6 +8,7 @@ import click
 
 from palaver.commands.output import counted, echo_json, echo_lines
 from palaver.offline import inspect_database
+from persistence.database import damaged
 
 
 @click.command()
@@ -26,6 +27,8 @@ def verify(path: str, as_json: bool) -> None:
     elif report.problems:
         click.echo(f"broken: {counted(len(report.problems), 'problem')} in {path}")
         echo_lines(report.problems)
+        if any(problem.startswith("database:") for problem in report.problems):
+            click.echo(f"to recover: {damaged(path)}")
     else:
         counts = ", ".join(
             (
