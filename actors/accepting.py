@@ -8,6 +8,7 @@ from actors.ending import Ending
 from actors.errors import (
     ConversationBusy,
     KeyReused,
+    MailboxFull,
     NoActiveTurn,
 )
 from actors.messages import (
@@ -40,35 +41,50 @@ class Accepting(Ending):
             self._steer(ticket)
             return
         busy = self._activity is not None or bool(self._queue)
-        if busy and ticket.on_busy == "reject":
-            ticket.fail(
-                ConversationBusy(
-                    f"conversation {self._state.id} has a turn running or queued; wait for it, or use "
-                    'on_busy="enqueue", "interrupt" or "steer"'
-                )
-            )
-            return
-        if not self._admit(ticket):
+        refusal = self._refusal_of(ticket, busy=busy)
+        if refusal is not None:
+            self._refuse(ticket, refusal)
             return
         if ticket.on_busy == "interrupt":
             self._queue.put_first(ticket)
-            if isinstance(self._activity, Turn):
-                self._activity.cancel()
+            ticket.interrupts = self._steerable
         else:
             self._queue.append(ticket)
+        ticket.eager = not busy and ticket.key is None
         self._publish()
         self._journal_turn(ticket, "queued" if busy else "running")
+        if ticket.eager:
+            self._advance()
 
-    def _admit(self, ticket: Ticket) -> bool:
+    def _refusal_of(self, ticket: Ticket, *, busy: bool) -> Exception | None:
+        """Why a message cannot be taken; None if it is counted as taken now."""
+        if busy and ticket.on_busy == "reject":
+            return ConversationBusy(
+                f"conversation {self._state.id} has a turn running or queued; wait for it, or use "
+                'on_busy="enqueue", "interrupt" or "steer"'
+            )
         waiting = len(self._queue)
         if self._steerable is not None:
             waiting += len(self._steerable.steers)
         try:
             self._services.directory.take(ticket, self._state, waiting)
-        except Exception as error:
-            ticket.fail(error)
-            return False
-        return True
+        except MailboxFull as full:
+            return full
+        return None
+
+    def _refuse(self, ticket: Ticket, refusal: Exception) -> None:
+        """Answer `refusal`, unless the message was accepted before, under the same key."""
+        if ticket.key is None or self._journal is None:
+            ticket.fail(refusal)
+            return
+        ref = self.actor_ref
+
+        def found(row: TurnRow | None, error: BaseException | None) -> None:
+            notify(ref, TurnJournalled(ticket, error or (refusal if row is None else None), row))
+
+        self._writes += 1
+        self._looked_up[ticket.turn_id] = ticket
+        self._journal.find_key(ticket, found)
 
     def _same_key(self, ticket: Ticket) -> bool:
         """Whether a message of this key was accepted before, in a tmp chat; then `ticket` is answered."""
@@ -92,6 +108,7 @@ class Accepting(Ending):
         if self._journal is None:
             self._keep_key(ticket)
             ticket.accept()
+            self._interrupt(ticket)
             self._advance()
             return
         ref = self.actor_ref
@@ -105,18 +122,39 @@ class Accepting(Ending):
     def _turn_journalled(self, message: TurnJournalled) -> None:
         self._writes -= 1
         ticket = message.ticket
+        self._looked_up.pop(ticket.turn_id, None)
         if message.error is not None or message.existing is not None:
             self._queue.remove(ticket)
             self._services.directory.release(ticket.turn_id, self._state.sender)
+            if isinstance(self._activity, Turn) and self._activity.ticket is ticket:
+                self._activity.cancel()  # it began while it was being stored
             if message.error is not None:
                 ticket.fail(message.error)
             else:
                 self._stand_in(ticket, message.existing)
-        elif ticket in self._queue:
+        elif not ticket.done:  # its end, refused at once, may have failed it before
             ticket.accept()
+            self._interrupt(ticket)
             if self._closing:
                 self._end_unrun(lambda queued: queued is ticket)
+        if isinstance(self._activity, Turn) and self._activity.ticket is ticket:
+            self._take_early_steers(ticket)
         self._advance()
+
+    def _interrupt(self, ticket: Ticket) -> None:
+        """Cancel what an accepted message is to interrupt, if that still runs."""
+        if ticket.interrupts is not None and ticket.interrupts is self._activity:
+            self._stop_activity()
+        ticket.interrupts = None
+
+    def _take_early_steers(self, ticket: Ticket) -> None:
+        """Steers that came while the turn that they steer was being stored."""
+        early, self._early_steers = self._early_steers, []
+        for steer in early:
+            if ticket.durable and not ticket.done:
+                self._steer(steer)
+            else:
+                steer.fail(_nothing_to_steer(self._state.id))
 
     def _stand_in(self, ticket: Ticket, existing: TurnRow) -> None:
         """The same key was accepted before: that turn answers for this message too."""
@@ -148,6 +186,7 @@ class Accepting(Ending):
             notify(ref, TurnJournalled(ticket, error, row))
 
         self._writes += 1
+        self._looked_up[ticket.turn_id] = ticket
         self._services.store.submit(partial(turns.get_turn, id=existing.id), found)
 
     # -- steering ----------------------------------------------------------------------------------
@@ -166,15 +205,19 @@ class Accepting(Ending):
             ticket.fail(self._refusal)
             return
         if turn is None:
-            ticket.fail(
-                NoActiveTurn(
-                    f"conversation {self._state.id} has no running turn to steer; send the message instead"
-                )
-            )
+            ticket.fail(_nothing_to_steer(self._state.id))
             return
-        if not self._admit(ticket):
+        if turn.ticket.refused:
+            ticket.fail(_nothing_to_steer(self._state.id))  # it is only ending
             return
-        steer = SteerRequest(next(self._services.steer_ids), ticket)
+        if not turn.ticket.durable:
+            self._early_steers.append(ticket)
+            return
+        refusal = self._refusal_of(ticket, busy=False)
+        if refusal is not None:
+            ticket.fail(refusal)
+            return
+        steer = SteerRequest(ticket.turn_id, ticket)
         ticket.from_steer = True
         if self._journal is None:
             self._steer_journalled(SteerJournalled(steer, turn))
@@ -209,6 +252,12 @@ class Accepting(Ending):
         ref = self.actor_ref
         self._writes += 1
         self._journal.steer_as_turn(steer, lambda error: notify(ref, TurnJournalled(ticket, error)))
+
+
+def _nothing_to_steer(conversation_id: int) -> NoActiveTurn:
+    return NoActiveTurn(
+        f"conversation {conversation_id} has no running turn to steer; send the message instead"
+    )
 
 
 def _key_reused(ticket: Ticket) -> KeyReused:

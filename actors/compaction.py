@@ -58,11 +58,38 @@ def summarize(services: Services, state: ConversationState, agent: Agent, messag
     )
     try:
         answer = run_round(agent.model, request, None)
-    except Exception as error:
+    except GreenletExit:  # a cancel
+        raise
+    except BaseException as error:  # a model's own Timeout or SystemExit among them
         raise CompactionFailed(f"the model could not summarize: {describe_error(error)}") from error
     if not answer.text.strip():
         raise CompactionFailed("the model answered the request for a summary with nothing")
     return answer.text
+
+
+def summarize_apart(
+    services: Services, state: ConversationState, agent: Agent, messages: Sequence[Message]
+) -> str:
+    """As `summarize`, in a greenlet of its own, which ends with the calling one's wait: so what the model
+    raises there is told from what the caller is sent."""
+    asking = gevent.spawn(_summary_or_error, services, state, agent, messages)
+    try:
+        summary: str
+        summary, error = asking.get()
+    finally:
+        asking.kill(block=False)
+    if error is not None:
+        raise error
+    return summary
+
+
+def _summary_or_error(*args: Any) -> tuple[str, CompactionFailed | None]:
+    try:
+        return summarize(*args), None
+    except CompactionFailed as error:
+        return "", error
+    except GreenletExit as error:
+        return "", CompactionFailed(f"the model could not summarize: {describe_error(error)}")
 
 
 def compact(
@@ -82,12 +109,7 @@ def compact(
     Raises:
         CompactionFailed, StorageError: nothing has changed.
     """
-    try:
-        summary = summarize(services, state, agent, messages)
-    except (GreenletExit, PalaverError):
-        raise
-    except BaseException as error:  # a model's own Timeout or SystemExit
-        raise CompactionFailed(f"the model could not summarize: {describe_error(error)}") from error
+    summary = summarize(services, state, agent, messages)
     if journal is None:
         return summary, None
     scope = agent.config.scope(state.sender)

@@ -12,6 +12,7 @@ from actors import compaction, titles
 from actors.accepting import Accepting
 from actors.errors import (
     ConversationClosed,
+    RuntimeClosed,
 )
 from actors.greenlet import GreenletFuture
 from actors.journal import Journal
@@ -51,8 +52,9 @@ from actors.opening import (
 )
 from actors.state import CompactOutcome
 from actors.storage import notify
-from actors.ticket import SteerRequest, Ticket
+from actors.ticket import Ticket
 from actors.workqueue import CompactionWork
+from persistence.errors import StorageError
 from persistence.records import HistoryEntry, TurnResult, UnfinishedWork
 
 logger = logging.getLogger("palaver.conversation")
@@ -157,14 +159,11 @@ class ConversationActor(Accepting):
         self._advance()
 
     def _bring_back(self, unfinished: UnfinishedWork) -> None:
-        """Queue what an earlier life of the session left undone, before anything new: the turn that ran, the
-        steers that it did not come to, the turns that waited."""
+        """Queue what an earlier life of the session left undone, before anything new."""
         state, most = self._state, self._services.limits.attempts
-        running = [row.id for row in unfinished.turns if row.state == "running"]
         exhausted: list[Ticket] = []
         for ticket in unfinished_tickets(state, unfinished):
             ticket.owner = self.actor_ref
-            ticket.from_steer = ticket.turn_id in running  # late steers go behind it
             self._services.directory.hold(ticket, state.sender)
             if ticket.attempts >= most and ticket.last_answer is None:
                 exhausted.append(ticket)
@@ -172,11 +171,6 @@ class ConversationActor(Accepting):
                 self._queue.append(ticket)
         if exhausted:
             self._end_exhausted(exhausted)
-        for steer in unfinished.steers:
-            ticket = Ticket(next(self._services.turn_ids), state.id, steer.content, sender=steer.sender)
-            ticket.owner, ticket.from_steer = self.actor_ref, True
-            self._services.directory.hold(ticket, state.sender)
-            self._steer_becomes_turn(SteerRequest(steer.id, ticket))
 
     def _end_exhausted(self, tickets: Sequence[Ticket]) -> None:
         """Turns that took their process or conversation down each time end as failed, with the reason."""
@@ -221,7 +215,8 @@ class ConversationActor(Accepting):
     def _tickets(self) -> list[Ticket]:
         turn = self._steerable
         running = [] if turn is None else [turn.ticket, *(steer.ticket for steer in turn.steers)]
-        return running + [work for work in self._queue if isinstance(work, Ticket) and work.durable]
+        waiting = [work for work in self._queue if isinstance(work, Ticket)]
+        return [ticket for ticket in (*running, *waiting) if ticket.durable and not ticket.done]
 
     # -- running turns -----------------------------------------------------------------------------
 
@@ -238,6 +233,9 @@ class ConversationActor(Accepting):
             self._turn_stored(TurnStored(ended, tickets))
             return
         self._writes += 1
+        if turn.ticket.refused:
+            self._turn_stored(TurnStored(ended, tickets, StorageError("the turn was never accepted")))
+            return
         self._journal.finish(
             turn.ticket,
             ended.result,
@@ -270,6 +268,7 @@ class ConversationActor(Accepting):
                 lost.fail(error)
         cancelled = error is None and ended.result.stop_reason == "cancelled"
         self._answer_cancels(ticket.turn_id, ended_it=cancelled)
+        self._take_early_steers(ticket)
         self._activity = None
         self._propose_title()
         self._advance()
@@ -277,7 +276,8 @@ class ConversationActor(Accepting):
     def _place_leftovers(self, tickets: tuple[Ticket, ...]) -> None:
         for ticket in tickets:
             self._queue.put_steer(ticket)
-        if self._closing:
+        shut_down = self._journal is None and isinstance(self._refusal, RuntimeClosed)
+        if self._closing or shut_down:
             self._end_unrun(lambda _queued: True)
 
     # -- compaction --------------------------------------------------------------------------------

@@ -49,6 +49,9 @@ class ConversationCore(GreenletActor):
         self._early: list[Any] | None = None if state.topic is None else []
         self._writes = 0  # commits under way that this conversation waits for
         self._cancels: dict[int, list[tuple[GreenletFuture[bool], bool]]] = {}
+        self._looked_up: dict[int, Ticket] = {}  # whose keys are asked for
+        self._early_steers: list[Ticket] = []  # of a turn that is being stored
+        self._ending: dict[int, list[GreenletFuture[bool]]] = {}  # ends under way, and who cancels too late
         self._keys: dict[str, Ticket] = {}  # a tmp chat's idempotency keys
         self._refusal: Exception | None = None  # why nothing new is taken, once it is so
         self._closing = False
@@ -73,7 +76,7 @@ class ConversationCore(GreenletActor):
     # -- what runs ---------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        """Start the next thing, if nothing runs and the next thing is accepted."""
+        """Start the next thing, if nothing runs and the next thing is accepted, or may run meanwhile."""
         if self._activity is None and not self._held:
             work = self._queue.next()
             if isinstance(work, CompactionWork):
@@ -147,6 +150,8 @@ class ConversationCore(GreenletActor):
             if self._closing:
                 if not self._pays_last():
                     unstored = self._journal is not None and self._journal.owes
+                    if self._on_quiet is not None:
+                        self._on_quiet.set(None)
                     self._leave(ConversationStopped(self._state.id, unstored=unstored))
                 return
         if self._on_quiet is not None:

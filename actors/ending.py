@@ -39,6 +39,8 @@ class Ending(ConversationCore):
             activity.cancel()
         elif turn_id is not None and (self._take_back_steer(turn_id) or self._end_queued(turn_id)):
             self._cancels.setdefault(turn_id, []).append((reply, False))
+        elif turn_id in self._ending:
+            self._ending[turn_id].append(reply)
         else:
             if turn_id is None:
                 self._stop_activity()  # a compaction: no turn was running
@@ -57,6 +59,7 @@ class Ending(ConversationCore):
         if steer is None:
             return False
         turn.steers.remove(steer)
+        self._ending[turn_id] = []
         result = TurnResult("", "cancelled", conversation_id=self._state.id, turn_id=turn_id)
         notice = partial(ClosedTurnsStored, (steer.ticket,), (result,))
         ref = self.actor_ref
@@ -82,6 +85,7 @@ class Ending(ConversationCore):
     def _end_without_running(self, tickets: Sequence[Ticket], results: Sequence[TurnResult]) -> None:
         notice = partial(ClosedTurnsStored, tuple(tickets), tuple(results))
         ref = self.actor_ref
+        self._ending.update({ticket.turn_id: [] for ticket in tickets})
         if self._journal is None:
             notify(ref, notice())  # by message, so that whoever asked is listed first
         else:
@@ -98,6 +102,8 @@ class Ending(ConversationCore):
             else:
                 ticket.fail(message.error)
             self._answer_cancels(ticket.turn_id, ended_it=message.error is None)
+            for late in self._ending.pop(ticket.turn_id, ()):
+                late.set(False)
         self._advance()
 
     # -- the conversation itself -------------------------------------------------------------------
@@ -158,9 +164,16 @@ class Ending(ConversationCore):
         elif self._activity is not None:
             works.append(self._activity)
         works += [w.ticket if isinstance(w, Submit | Steer) else w for w in self._early or ()]
+        works += [*self._early_steers, *self._looked_up.values()]
+        # Whatever is under way to the database and back: its answer comes to nobody.
+        held = self._services.directory.tickets.values()
+        works += [ticket for ticket in held if ticket.owner is self.actor_ref]
         self._fail(works, error)
         for replies in self._cancels.values():
             for reply, _ in replies:
+                reply.set(False)
+        for late in self._ending.values():
+            for reply in late:
                 reply.set(False)
         for settled in self._settled:
             settled.set(None)

@@ -67,8 +67,9 @@ class EventStream(Iterator[T], Generic[T]):
         if not room or (self._broken and self._is_rest_of_broken(source, event)):
             self._miss(source, event)
             return
-        if self._broken and isinstance(event, (*_STARTS, Done)):
-            self._broken.pop(source, None)  # whatever was broken is over
+        # A turn that ran has closed its segments; one that ends without a step says nothing of who runs.
+        if self._broken and (isinstance(event, _STARTS) or (isinstance(event, Done) and event.result.steps)):
+            self._broken.pop(source, None)
         if self._missed:
             self._queue.put_nowait(self._wrap(source, Lagged(self._missed)))
             self._missed = 0

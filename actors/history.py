@@ -126,7 +126,12 @@ class LiveHistory:
         if not guest:
             return self.wire.copy()
         return [
-            to_wire(entry if entry.role != "assistant" or entry.agent else evolve(entry, agent=host), guest)
+            to_wire(
+                evolve(entry, agent=entry.agent or host, tool_calls=())
+                if entry.role == "assistant"
+                else entry,
+                guest,
+            )
             for entry in self.entries
             if entry.role != "tool" and not (entry.tool_calls and not entry.content)
         ]

@@ -67,18 +67,29 @@ class Journal:
         """Store an accepted message. `then` gets (None, None), or the row accepted under the same key
         by this agent and sender, or the error."""
         row = self._row(ticket, state)
+
+        def stored(existing: TurnRow | None, error: BaseException | None) -> None:
+            ticket.refused = error is not None or existing is not None
+            then(existing, error)
+
         self._pay()
         if ticket.key is None:
-            self._store.write(WriteSet(new_turns=(row,)), then)
+            self._store.write(WriteSet(new_turns=(row,)), stored)
         else:
-            job = partial(
-                turns.accept_keyed,
-                row=row,
-                agent=self._state.agent,
-                sender=self._state.sender,
-                max_age_s=self._keys_kept_s,
-            )
-            self._store.submit(job, then)
+            self._store.submit(partial(turns.accept_keyed, row=row, **self._keyed_by()), stored)
+
+    def find_key(self, ticket: Ticket, then: Callable[[TurnRow | None, BaseException | None], None]) -> None:
+        """Look for a message that was accepted under the ticket's key; stores nothing."""
+        assert ticket.key is not None
+        job = partial(turns.find_keyed, key=ticket.key, at=self._clock.wall(), **self._keyed_by())
+        self._store.submit(job, then)
+
+    def _keyed_by(self) -> dict[str, Any]:
+        return {
+            "agent": self._state.agent,
+            "sender": self._state.sender,
+            "max_age_s": self._keys_kept_s,
+        }
 
     def begin(self, ticket: Ticket) -> None:
         """Count one more attempt at a turn that waited, and wait for the commit, as `step` does: a turn that
@@ -100,11 +111,7 @@ class Journal:
 
     def steer_as_turn(self, steer: SteerRequest, then: Then) -> None:
         """A stored steer whose turn ended first becomes a turn of its own."""
-        writes = WriteSet(
-            new_turns=(self._row(steer.ticket, "queued"),),
-            steer_updates=(SteerUpdate(steer.id, steer.ticket.turn_id),),
-        )
-        self._write(writes, then)
+        self._place_steer(steer, self._row(steer.ticket, "queued"), then)
 
     def end_steer(self, steer: SteerRequest, result: TurnResult, then: Then) -> None:
         """A stored steer ends without having been applied: as a turn that did not run."""
@@ -114,8 +121,17 @@ class Journal:
             error=result.error,
             finished_at=self._clock.wall(),
         )
-        writes = WriteSet(new_turns=(row,), steer_updates=(SteerUpdate(steer.id, steer.ticket.turn_id),))
-        self._write(writes, then)
+        self._place_steer(steer, row, then)
+
+    def _place_steer(self, steer: SteerRequest, row: TurnRow, then: Then) -> None:
+        applied = (SteerUpdate(steer.id, row.id),)
+
+        def placed(error: BaseException | None) -> None:
+            if error is not None:
+                self._owe(WriteSet(new_turns=(self._failed_row(steer.ticket, error),), steer_updates=applied))
+            then(error)
+
+        self._write(WriteSet(new_turns=(row,), steer_updates=applied), placed)
 
     def end_unrun(self, tickets: Sequence[Ticket], results: Sequence[TurnResult], then: Then) -> None:
         """Turns that end without having run."""
@@ -123,10 +139,8 @@ class Journal:
 
         def committed(error: BaseException | None) -> None:
             if error is not None:
-                words = f"the end of this turn could not be stored: {error}"
-                self._owe(
-                    WriteSet(turn_updates=tuple(self._ended(t, self._failure(t, words)) for t in tickets))
-                )
+                failures = tuple(self._ended(ticket, self._failure(ticket, error)) for ticket in tickets)
+                self._owe(WriteSet(turn_updates=failures))
             then(error)
 
         self._write(WriteSet(turn_updates=updates), committed)
@@ -184,7 +198,7 @@ class Journal:
         def committed(_value: None, error: BaseException | None) -> None:
             if error is None:
                 self._advance(len(entries))
-            else:
+            elif not ticket.refused:
                 self._owe(self._without_history(writes, ticket, leftovers, error))
             then(error)
 
@@ -199,10 +213,9 @@ class Journal:
         error: BaseException,
     ) -> WriteSet:
         """What to store of a turn's end that could not be stored: that it failed, as its caller was told."""
-        words = f"the end of this turn could not be stored: {error}"
         return WriteSet(
-            new_turns=tuple(self._failed_row(steer.ticket, words) for steer in leftovers),
-            turn_updates=(self._ended(ticket, self._failure(ticket, words)),),
+            new_turns=tuple(self._failed_row(steer.ticket, error) for steer in leftovers),
+            turn_updates=(self._ended(ticket, self._failure(ticket, error)),),
             steer_updates=writes.steer_updates,
         )
 
@@ -269,12 +282,14 @@ class Journal:
         self._store.write(writes, partial(settle, future))
         wait_through_kills(future)
 
-    def _failure(self, ticket: Ticket, words: str) -> TurnResult:
+    def _failure(self, ticket: Ticket, error: BaseException) -> TurnResult:
+        words = f"what became of this turn could not be stored: {error}"
         return TurnResult("", "error", words, conversation_id=self._state.id, turn_id=ticket.turn_id)
 
-    def _failed_row(self, ticket: Ticket, words: str) -> TurnRow:
-        result = self._failure(ticket, words)
-        return evolve(self._row(ticket, "failed"), result=result, error=words, finished_at=self._clock.wall())
+    def _failed_row(self, ticket: Ticket, error: BaseException) -> TurnRow:
+        result = self._failure(ticket, error)
+        row = self._row(ticket, "failed")
+        return evolve(row, result=result, error=result.error, finished_at=self._clock.wall())
 
     def _row(self, ticket: Ticket, state: TurnState) -> TurnRow:
         return TurnRow(

@@ -102,6 +102,7 @@ def unfinished_tickets(state: ConversationState, work: UnfinishedWork) -> list[T
         )
         ticket.accepted_at = row.accepted_at
         ticket.attempts = row.attempts
+        ticket.from_steer = row.id in work.steered
         if row.id == work.last_turn:
             ticket.last_entry = work.last_entry
         ticket.accept()

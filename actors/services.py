@@ -32,7 +32,6 @@ class Services:
     hooks: Hooks
     directory: Directory
     turn_ids: Iterator[int] = field(factory=lambda: itertools.count(1))
-    steer_ids: Iterator[int] = field(factory=lambda: itertools.count(1))
     left_undone: dict[str, deque[UnfinishedSession]] = field(factory=dict)  # to be brought back, by agent
     registry: pykka.ActorRef[Any] | None = None
     memory: pykka.ActorRef[Any] | None = None

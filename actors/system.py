@@ -40,7 +40,6 @@ def give_up(services: Services, handles: Sequence[str]) -> int:
         handles=handles,
         reason=GIVEN_UP,
         at=services.clock.wall(),
-        new_ids=services.turn_ids,
     )
     return services.store.call(job)
 
@@ -88,9 +87,7 @@ class System:
             registry.add(tool)
         store.start()
         try:
-            turn_id, steer_id = store.call(sessions.highest_ids)
-            services.turn_ids = itertools.count(turn_id + 1)
-            services.steer_ids = itertools.count(steer_id + 1)
+            services.turn_ids = itertools.count(max(store.call(sessions.highest_ids)) + 1)
             cls._recover(services, recover)
             return cls(services, cls._start_actors(services))
         except BaseException:

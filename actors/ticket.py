@@ -47,13 +47,16 @@ class Ticket:
         "content",
         "conversation_id",
         "durable",
+        "eager",
         "followers",
         "from_steer",
         "guest",
+        "interrupts",
         "key",
         "last_entry",
         "on_busy",
         "owner",
+        "refused",
         "sender",
         "state",
         "streams",
@@ -86,6 +89,9 @@ class Ticket:
         self.attempts = 0  # how often it was started before
         self.last_entry: HistoryEntry | None = None  # of the steps that an earlier life stored
         self.durable = False
+        self.eager = False  # runs while it is being stored; what it stores comes behind
+        self.refused = False  # it could not be stored, so nothing of it is
+        self.interrupts: object = None  # what it cancels, once it is accepted
         self.from_steer = False
         self.owner: pykka.ActorRef[Any] | None = None
         self.streams: list[EventStream[Event]] = []
@@ -243,7 +249,7 @@ class Ticket:
 
 @frozen
 class SteerRequest:
-    """An accepted steer: its journal id and its ticket."""
+    """An accepted steer: its id, which it keeps if it becomes a turn, and its ticket."""
 
     id: int
     ticket: Ticket

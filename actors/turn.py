@@ -265,6 +265,7 @@ class Turn:
         outcomes: list[ToolOutcome | None] = [None] * len(calls)
         running: list[TurnGreenlet] = []
         try:
+            self._wait_accepted()
             self._emit(ToolCallsStart(tuple(calls)))
             running += [
                 TurnGreenlet(self._state.id, self._call_tool, agent, call, outcomes, place)
@@ -321,6 +322,7 @@ class Turn:
         return done
 
     def _commit_step(self, answer: Round, outcomes: Sequence[ToolOutcome]) -> None:
+        self._wait_accepted()
         entries = tuple(self._pending)
         if self._journal is not None:
             trace = _trace(
@@ -389,6 +391,11 @@ class Turn:
         self._pending.append(entry)
         self._chars += entry_chars(entry)
         self._wire.append(to_wire(entry, self.ticket.guest or ""))
+
+    def _wait_accepted(self) -> None:
+        """A model may be asked while the message is being stored; nothing that lasts may happen before."""
+        if not self.ticket.durable:
+            self.ticket.wait_accepted()
 
     def _check_cancelled(self) -> None:
         if self._cancelled:

@@ -27,7 +27,7 @@ Work = Ticket | CompactionWork
 class WorkQueue:
     """Turns and compactions in the order of acceptance, with two exceptions: interrupting turns are first;
     steers whose turn ended first come next, in the order of their calls. A turn whose acceptance is not
-    committed yet keeps its place and holds up what follows.
+    committed yet keeps its place and holds up what follows, unless it is an eager one.
     """
 
     def __init__(self) -> None:
@@ -64,7 +64,7 @@ class WorkQueue:
         if not self._items:
             return None
         head = self._items[0]
-        if isinstance(head, Ticket) and not head.durable:
+        if isinstance(head, Ticket) and not (head.durable or head.eager):
             return None
         return self._items.popleft()
 

@@ -96,6 +96,5 @@ def _ask(services: Services, message: object) -> Any:
 
 def _skip_used_ids(services: Services) -> None:
     """Rows that came with ids of their own: give no id that one of them has."""
-    turn_id, steer_id = services.store.call(sessions.highest_ids)
-    services.turn_ids = count(max(next(services.turn_ids), turn_id + 1))
-    services.steer_ids = count(max(next(services.steer_ids), steer_id + 1))
+    highest = max(services.store.call(sessions.highest_ids))
+    services.turn_ids = count(max(next(services.turn_ids), highest + 1))

@@ -50,9 +50,7 @@ def offline(path: Path) -> Iterator[Database]:
     try:
         yield db
     except sqlite3.DatabaseError as error:
-        raise DatabaseUnusable(
-            f"{os.fsdecode(path)!r} cannot be read: {error}; {damaged(path)}"
-        ) from error
+        raise DatabaseUnusable(f"{os.fsdecode(path)!r} cannot be read: {error}; {damaged(path)}") from error
     finally:
         close_database(db)
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from attrs import define
 from sqlite_utils import Database
 
-from persistence.records import HistoryEntry, TurnRow
+from persistence.records import TurnRow
 from persistence.writes import WriteSet
 
 T = TypeVar("T")
@@ -68,7 +68,10 @@ def text_of(work: object) -> int:
         for turn in work.new_turns:
             chars += len(turn.content)
         for new in work.entries:
-            chars += _entry(new.entry)
+            entry = new.entry
+            chars += len(entry.content) + len(entry.reasoning)
+            for call in entry.tool_calls:
+                chars += len(call.arguments)
         for update in work.turn_updates:
             if update.result is not None:
                 chars += len(update.result.text)
@@ -88,10 +91,3 @@ def _bound(value: object) -> int:
     if isinstance(value, TurnRow):
         return len(value.content)
     return text_of(value) if isinstance(value, WriteSet) else 0
-
-
-def _entry(entry: HistoryEntry) -> int:
-    chars = len(entry.content) + len(entry.reasoning)
-    for call in entry.tool_calls:
-        chars += len(call.arguments)
-    return chars

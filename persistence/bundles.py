@@ -32,6 +32,7 @@ PARTS = {
 }
 OF_SESSION = "WHERE session_id = ? ORDER BY id"
 KEYS_OF_SESSION = "keys WHERE turn_id IN (SELECT id FROM turns WHERE session_id = ?) ORDER BY turn_id, key"
+_EVERY = 2**62  # above every row id
 
 
 @frozen
@@ -84,7 +85,7 @@ def rows_of(db: Database, columns: str, source: str, *params: Any) -> Iterator[J
 
 
 def import_session(
-    db: Database, bundle: Mapping[str, Any], *, above: tuple[int, int] = (0, 0)
+    db: Database, bundle: Mapping[str, Any], *, above: int = 0, beside: int = _EVERY
 ) -> ImportedSession:
     """Store what `export_session` gave, all of it or, when it raises, nothing (roll back then).
 
@@ -92,7 +93,9 @@ def import_session(
     must be equal: nothing is overwritten and nothing dropped.
 
     Args:
-        above: new ids of turns and of steers, where such are needed, are greater than these.
+        above: new ids of turns and of steers, where such are needed, are greater than this.
+        beside: ids are taken if a session up to this row id has them. Sessions that came from one file
+            together get along with each other.
 
     Raises:
         StorageError: the handle is in use, or memory of this name has other content.
@@ -101,17 +104,19 @@ def import_session(
     try:
         if bundle["v"] != VERSION:
             raise RecordError(f"the bundle has version {bundle['v']!r}; this Palaver reads version {VERSION}")
-        return _import(db, bundle, above)
+        return _import(db, bundle, above, beside)
     except (KeyError, TypeError) as error:
         raise RecordError(f"the bundle is not one that was exported: {error!r}") from error
 
 
-def _import(db: Database, bundle: Mapping[str, Any], above: tuple[int, int]) -> ImportedSession:
+def _import(db: Database, bundle: Mapping[str, Any], above: int, beside: int) -> ImportedSession:
     handle = bundle["session"]["handle"]
     if db.execute("SELECT 1 FROM sessions WHERE handle = ?", [handle]).fetchall():
         raise StorageError(f"the session {handle} is stored here already; delete it before importing it")
-    turn_ids = _free_ids(db, "turns", "last_turn", [turn["id"] for turn in bundle["turns"]], above[0])
-    steer_ids = _free_ids(db, "steers", "last_steer", [steer["id"] for steer in bundle["steers"]], above[1])
+    turns = [turn["id"] for turn in bundle["turns"]]
+    steers = [steer["id"] for steer in bundle["steers"]]
+    ids = _free_ids(db, sorted({*turns, *steers}), above, beside)
+    turn_ids, steer_ids = {id_: ids[id_] for id_ in turns}, {id_: ids[id_] for id_ in steers}
     _store(db, "sessions", SESSION, [bundle["session"]])
     session_id = int(db.execute("SELECT id FROM sessions WHERE handle = ?", [handle]).fetchall()[0][0])
     for table, columns in PARTS.items():
@@ -126,17 +131,23 @@ def _import(db: Database, bundle: Mapping[str, Any], above: tuple[int, int]) -> 
     return ImportedSession(session_id, turn_ids, steer_ids)
 
 
-def _free_ids(db: Database, table: str, column: str, ids: list[int], above: int) -> dict[int, int]:
-    """Each of `ids` to itself where it is free, or to a new one above all that were ever used."""
-    highest = db.execute(
-        f"""SELECT max(coalesce((SELECT max(id) FROM {table}), 0),
-            coalesce((SELECT max({column}) FROM deleted_sessions), 0))"""
-    ).fetchall()[0][0]
+def _free_ids(db: Database, ids: list[int], above: int, beside: int) -> dict[int, int]:
+    """Each of `ids` to itself where it is free, or to a new one above all that were ever used.
+
+    A steer that became a turn has one id as both, so the two tables share their ids.
+    """
+    used = "SELECT max(id) AS id FROM turns UNION ALL SELECT max(id) FROM steers"
+    gone = (
+        "SELECT max(last_turn) FROM deleted_sessions UNION ALL SELECT max(last_steer) FROM deleted_sessions"
+    )
+    ((highest,),) = db.execute(f"SELECT coalesce(max(id), 0) FROM ({used} UNION ALL {gone})").fetchall()
     following = max([highest, above, *ids]) + 1
     mapped = {}
+    taken = """SELECT 1 FROM turns WHERE id = ?1 AND session_id <= ?2
+        UNION ALL SELECT 1 FROM steers WHERE id = ?1 AND session_id <= ?2"""
     for id_ in ids:
         mapped[id_] = id_
-        if db.execute(f"SELECT 1 FROM {table} WHERE id = ?", [id_]).fetchall():
+        if db.execute(taken, [id_, beside]).fetchall():
             mapped[id_] = following
             following += 1
     return mapped

@@ -60,7 +60,7 @@ class Export:
 
     directory: str
     counts: JsonObject
-    highest_ids: tuple[int, int]
+    highest_id: int
     sums: dict[str, str]
 
 
@@ -78,12 +78,12 @@ def open_export(directory: Path) -> Export:
     counts = manifest.get("counts")
     if not isinstance(ids, dict) or not isinstance(counts, dict) or not isinstance(digest, str):
         raise RecordError(f"{MANIFEST}: its counts, ids or checksum are missing")
-    above = (ids.get("turn"), ids.get("steer"))
-    if not all(type(each) is int for each in above):
+    turn, steer = ids.get("turn"), ids.get("steer")
+    if not isinstance(turn, int) or not isinstance(steer, int):
         raise RecordError(f"{MANIFEST}: its highest_ids are no numbers")
     sums = _sums(name, digest)
     _check_files(name, sums)
-    return Export(name, counts, above, sums)  # type: ignore[arg-type]  # checked just now
+    return Export(name, counts, max(turn, steer), sums)
 
 
 def import_export(
@@ -106,7 +106,8 @@ def import_export(
         StorageError: a session that is stored already, or memory with other content; names the first.
             Whatever is raised: roll back, part of it may be written.
     """
-    return _Import(db, export, edited, progress).run()
+    ((known,),) = db.execute("SELECT coalesce(max(id), 0) FROM sessions").fetchall()
+    return _Import(db, export, edited, progress, known).run()
 
 
 @define
@@ -115,6 +116,7 @@ class _Import:
     export: Export
     edits_allowed: bool
     progress: Progress
+    known: int  # the last session that was there before
     counts: Counter[str] = Factory(Counter)
     edited: list[str] = Factory(list)
     renumbered: int = 0
@@ -180,7 +182,7 @@ class _Import:
         for table, rows in bundle.items():
             self.counts[table] += len(rows)
         bundle |= {"v": BUNDLE, "session": bundle["sessions"][0], "memory": []}
-        stored = import_session(self.db, bundle, above=self.export.highest_ids)
+        stored = import_session(self.db, bundle, above=self.export.highest_id, beside=self.known)
         ids = (*stored.turn_ids.items(), *stored.steer_ids.items())
         self.renumbered += sum(old != new for old, new in ids)
 

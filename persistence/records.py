@@ -160,24 +160,16 @@ class TurnRow:
 
 
 @frozen
-class StoredSteer:
-    """An accepted steer that entered no turn."""
-
-    id: int
-    sender: str
-    content: str
-
-
-@frozen
 class UnfinishedWork:
     """What a session's last life left undone, in the order in which it is to be done.
 
+    `steered` holds the ids of turns that were steers.
     `last_turn` is the turn that the session's last entry belongs to, and `last_entry` that entry: a turn
     that has stored a step goes on after it.
     """
 
     turns: tuple[TurnRow, ...] = ()
-    steers: tuple[StoredSteer, ...] = ()
+    steered: frozenset[int] = frozenset()
     last_turn: int | None = None
     last_entry: HistoryEntry | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from attrs import frozen
 from sqlite_utils import Database
 
 from persistence.records import TurnResult, TurnRow, UnfinishedSession
@@ -27,9 +28,17 @@ def unfinished_sessions(db: Database) -> list[UnfinishedSession]:
     return [UnfinishedSession(*row) for row in rows]
 
 
-def fail_unfinished(
-    db: Database, handles: Sequence[str], *, reason: str, at: float, new_ids: Iterable[int]
-) -> int:
+def take_up_steers(db: Database, session_id: int) -> None:
+    """Make queued turns of the accepted steers that entered no turn, each with the steer's own id."""
+    steers = _unapplied(db, session_id)
+    if steers:
+        made = tuple(
+            TurnRow(s.id, session_id, s.sender, s.content, "queued", accepted_at=s.at) for s in steers
+        )
+        apply(db, [WriteSet(new_turns=made, steer_updates=tuple(SteerUpdate(s.id, s.id) for s in steers))])
+
+
+def fail_unfinished(db: Database, handles: Sequence[str], *, reason: str, at: float) -> int:
     """End every unfinished message of these sessions as `failed`, without running it; their number.
 
     A steer that entered no turn becomes a turn that failed. Sessions that are not stored are passed over.
@@ -37,41 +46,35 @@ def fail_unfinished(
     Args:
         reason: the turns' error, for whoever asks for them.
         at: now, in seconds since the Unix epoch.
-        new_ids: ids for the turns that steers become, above all that were ever used.
     """
-    ids = iter(new_ids)
     ended: list[TurnUpdate] = []
-    made: list[TurnRow] = []
-    applied: list[SteerUpdate] = []
     for (session_id,) in _each(db, "SELECT id FROM sessions WHERE handle = ?", handles):
+        take_up_steers(db, session_id)
         for (turn_id,) in db.execute(
             "SELECT id FROM turns WHERE session_id = ? AND state IN ('queued', 'running') ORDER BY id",
             [session_id],
         ).fetchall():
             result = TurnResult("", "error", reason, turn_id=turn_id)
             ended.append(TurnUpdate(turn_id, "failed", result=result, error=reason, finished_at=at))
-        for steer_id, sender, content, accepted_at in db.execute(
-            """SELECT id, sender, content, accepted_at FROM steers
-                WHERE session_id = ? AND applied_turn IS NULL ORDER BY id""",
-            [session_id],
-        ).fetchall():
-            turn_id = next(ids)
-            made.append(
-                TurnRow(
-                    turn_id,
-                    session_id,
-                    sender,
-                    content,
-                    "failed",
-                    accepted_at=accepted_at,
-                    finished_at=at,
-                    result=TurnResult("", "error", reason, turn_id=turn_id),
-                    error=reason,
-                )
-            )
-            applied.append(SteerUpdate(steer_id, turn_id))
-    apply(db, [WriteSet(new_turns=tuple(made), turn_updates=tuple(ended), steer_updates=tuple(applied))])
-    return len(ended) + len(made)
+    apply(db, [WriteSet(turn_updates=tuple(ended))])
+    return len(ended)
+
+
+@frozen
+class _Steer:
+    id: int
+    sender: str
+    content: str
+    at: float
+
+
+def _unapplied(db: Database, session_id: int) -> list[_Steer]:
+    rows = db.execute(
+        """SELECT id, sender, content, accepted_at FROM steers
+            WHERE session_id = ? AND applied_turn IS NULL ORDER BY id""",
+        [session_id],
+    ).fetchall()
+    return [_Steer(*row) for row in rows]
 
 
 def _each(db: Database, sql: str, params: Sequence[str]) -> Iterable[tuple[Any, ...]]:

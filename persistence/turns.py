@@ -9,7 +9,9 @@ from sqlite_utils import Database
 
 from persistence.codec import decode_entry, decode_result
 from persistence.errors import SessionNotFound
-from persistence.records import StoredSteer, TurnRow, TurnState, UnfinishedWork
+from persistence.records import TurnRow, TurnState, UnfinishedWork
+from persistence.recovery import take_up_steers
+from persistence.sessions import has_unfinished
 from persistence.writes import WriteSet, apply
 
 DAY_S = 86_400.0
@@ -33,14 +35,10 @@ def accept_keyed(
     Returns:
         None when the turn was stored, else the turn that has the key; compare its content.
     """
-    found = db.execute(
-        "SELECT turn_id, created_at FROM keys WHERE agent = ? AND sender = ? AND key = ?",
-        [agent, sender, row.key],
-    ).fetchall()
-    if found:
-        first = get_turn(db, found[0][0])
-        if first is not None and (first.result is None or row.accepted_at - found[0][1] <= max_age_s):
-            return first
+    assert row.key is not None
+    first = find_keyed(db, agent=agent, sender=sender, key=row.key, at=row.accepted_at, max_age_s=max_age_s)
+    if first is not None:
+        return first
     _forget_old_keys(db, row.accepted_at - max_age_s)
     apply(db, [WriteSet(new_turns=(row,))])
     db.execute(
@@ -48,6 +46,21 @@ def accept_keyed(
         [agent, sender, row.key, row.id, row.accepted_at],
     )
     return None
+
+
+def find_keyed(
+    db: Database, *, agent: str, sender: str, key: str, at: float, max_age_s: float = DAY_S
+) -> TurnRow | None:
+    """The turn that stands for this key of `(agent, sender)` at the time `at`, or None."""
+    found = db.execute(
+        "SELECT turn_id, created_at FROM keys WHERE agent = ? AND sender = ? AND key = ?",
+        [agent, sender, key],
+    ).fetchall()
+    if not found:
+        return None
+    first = get_turn(db, found[0][0])
+    kept = first is not None and (first.result is None or at - found[0][1] <= max_age_s)
+    return first if kept else None
 
 
 def _forget_old_keys(db: Database, before: float) -> None:
@@ -93,23 +106,24 @@ def unfinished(db: Database) -> list[TurnRow]:
 
 
 def left_undone(db: Database, session_id: int) -> UnfinishedWork:
-    """What the last life of a session left undone: the turn that ran first, then the others by id."""
+    """What the last life of a session left undone: the turn that ran first, then the steers that it did not
+    come to, which become turns, then the turns that waited."""
+    if not has_unfinished(db, session_id):
+        return UnfinishedWork()
+    take_up_steers(db, session_id)
     rows = db.execute(
         f"""{_SELECT} WHERE session_id = ? AND state IN ('queued', 'running')
-            ORDER BY state = 'queued', id""",
+            ORDER BY state = 'queued', NOT EXISTS (SELECT 1 FROM steers s WHERE s.id = turns.id), id""",
         [session_id],
     ).fetchall()
-    steers = db.execute(
-        "SELECT id, sender, content FROM steers WHERE session_id = ? AND applied_turn IS NULL ORDER BY id",
-        [session_id],
-    ).fetchall()
+    steered = db.execute("SELECT id FROM steers WHERE session_id = ?", [session_id]).fetchall()
     last = db.execute(
         "SELECT turn_id, body FROM entries WHERE session_id = ? ORDER BY seq DESC LIMIT 1", [session_id]
     ).fetchall()
     turn_id, body = last[0] if last else (None, None)
     return UnfinishedWork(
         turns=tuple(_turn(row) for row in rows),
-        steers=tuple(StoredSteer(*row) for row in steers),
+        steered=frozenset(id_ for (id_,) in steered),
         last_turn=turn_id,
         last_entry=None if body is None else decode_entry(body),
     )

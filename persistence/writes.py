@@ -118,9 +118,11 @@ def apply(db: Database, sets: Sequence[WriteSet]) -> None:
         sqlite3.Error: likewise.
     """
     _refuse_early_updates(sets)
-    insert(db, "turns", _TURN_COLUMNS, [_turn_row(row) for s in sets for row in s.new_turns])
+    updates = _merge_turns(update for s in sets for update in s.turn_updates)
+    made = [_turn_row(row, updates.pop(row.id, None)) for s in sets for row in s.new_turns]
+    insert(db, "turns", _TURN_COLUMNS, made)
     insert(db, "steers", _STEER_COLUMNS, [_steer_row(row) for s in sets for row in s.new_steers])
-    _update_turns(db, _merge_turns(update for s in sets for update in s.turn_updates))
+    _update_turns(db, updates)
     _advance(db, _merge_sessions(sets))
     insert(db, "entries", _ENTRY_COLUMNS, [_entry_row(row) for s in sets for row in s.entries])
     _update_steers(db, [update for s in sets for update in s.steer_updates])
@@ -147,10 +149,17 @@ _ENTRY_COLUMNS = "session_id, seq, turn_id, body, created_at"
 _EVENT_COLUMNS = "session_id, turn_id, at, body"
 
 
-def _turn_row(t: TurnRow) -> Row:
-    result = None if t.result is None else encode_result(t.result)
-    who = (t.id, t.session_id, t.sender, t.content, t.state, t.attempts, t.key, t.guest, t.tool_choice)
-    return (*who, t.accepted_at, t.finished_at, result, t.error)
+def _turn_row(t: TurnRow, update: TurnUpdate | None) -> Row:
+    """The row of a turn, as `update` leaves it where one follows at once."""
+    state, attempts, result, error, finished_at = t.state, t.attempts, t.result, t.error, t.finished_at
+    if update is not None:
+        _check_not_ended(t.id, t.state, update)
+        state, result, error = update.state, update.result or result, update.error or error
+        attempts = attempts if update.attempts is None else update.attempts
+        finished_at = finished_at if update.finished_at is None else update.finished_at
+    encoded = None if result is None else encode_result(result)
+    who = (t.id, t.session_id, t.sender, t.content, state, attempts, t.key, t.guest, t.tool_choice)
+    return (*who, t.accepted_at, finished_at, encoded, error)
 
 
 def _steer_row(s: NewSteer) -> Row:
@@ -192,9 +201,7 @@ def _merge_turns(updates: Iterable[TurnUpdate]) -> dict[int, TurnUpdate]:
 
 
 def _later_turn(before: TurnUpdate, after: TurnUpdate) -> TurnUpdate:
-    # The schema's trigger would not see what happens between two updates that are merged here.
-    if before.state in TERMINAL_STATES:
-        raise StorageError(f"turn {after.id} has ended as {before.state}; it cannot become {after.state}")
+    _check_not_ended(after.id, before.state, after)
     return TurnUpdate(
         id=after.id,
         state=after.state,
@@ -203,6 +210,12 @@ def _later_turn(before: TurnUpdate, after: TurnUpdate) -> TurnUpdate:
         error=before.error if after.error is None else after.error,
         finished_at=before.finished_at if after.finished_at is None else after.finished_at,
     )
+
+
+def _check_not_ended(id_: int, state: TurnState, update: TurnUpdate) -> None:
+    # The schema's trigger would not see what happens between two writes that are merged here.
+    if state in TERMINAL_STATES:
+        raise StorageError(f"turn {id_} has ended as {state}; it cannot become {update.state}")
 
 
 def _update_turns(db: Database, updates: dict[int, TurnUpdate]) -> None:

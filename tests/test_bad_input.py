@@ -626,7 +626,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_file_that_another_process_holds(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     path = tmp_path / "agents.db"
     for _ in range(2):
-        with pytest.raises(DatabaseInUse, match=r"agents.db.*in use by another process"):
+        with pytest.raises(DatabaseInUse, match=r"agents.db.*in use by process"):
             Runtime.open(path, ScriptedModel())
     holder.communicate("close\n", timeout=PATIENCE_S)
     with Runtime.open(path, ScriptedModel()) as rt:

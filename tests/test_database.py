@@ -180,7 +180,7 @@ def test_strange_names_are_just_names(tmp_path: Path) -> None:
 
 
 def test_a_second_opening_in_this_process_is_refused(db: sqlite_utils.Database, path: Path) -> None:
-    with pytest.raises(DatabaseInUse, match="in use by another process or another Runtime"):
+    with pytest.raises(DatabaseInUse, match="by another Runtime or connection"):
         open_database(path)
     link = path.with_name("link.db")
     link.symlink_to(path)

@@ -301,7 +301,7 @@ def test_a_close_while_a_turn_ends_gives_leftover_steers_one_end_in_memory_and_o
 def test_a_cancel_that_races_with_the_end_of_its_turn_says_what_happened(tmp_path: Path) -> None:
     with runtime(tmp_path / "a.db", ScriptedModel(_yielding_echo)) as rt:
         outcomes: list[tuple[bool, str, str]] = []
-        for is_topic in (True, False):
+        for is_topic in (False, True):  # once the topic is open, the pair's conversation is the topic's
             cid = conversation(rt, is_topic)
             for yields in range(40):
                 ticket = rt.submit(cid, f"m{yields}")

@@ -440,18 +440,18 @@ def test_ids_that_are_taken_are_given_anew_everywhere(db: Database, other: Datab
     say(other, busy, 11, "mine", "yours")
     apply(other, [WriteSet(new_steers=(NewSteer(20, busy.id, 11, "z", "x", 2.0),))])
     imported = import_session(other, export_session(db, "h"))
-    assert imported.turn_ids == {10: 10, 11: 13, 12: 12}
-    assert imported.steer_ids == {20: 22, 21: 21}
-    moved = get_turn(other, 13)
+    assert imported.turn_ids == {10: 10, 11: 22, 12: 12}
+    assert imported.steer_ids == {20: 23, 21: 21}
+    moved = get_turn(other, 22)
     assert moved is not None
     assert moved.result is not None
-    assert moved.result.turn_id == 13
+    assert moved.result.turn_id == 22
     steers = other.execute("SELECT id, turn_id, applied_turn FROM steers WHERE id > 20 ORDER BY id")
-    assert steers.fetchall() == [(21, 13, None), (22, 13, 13)]
-    assert highest_ids(other) == (13, 22)
+    assert steers.fetchall() == [(21, 22, None), (23, 22, 22)]
+    assert highest_ids(other) == (22, 23)
     assert texts(load_session(other, "busy").live) == ["mine", "yours"]
     db_of_turn = other.execute("SELECT DISTINCT turn_id FROM entries WHERE session_id <> ?", [busy.id])
-    assert sorted(row[0] for row in db_of_turn.fetchall()) == [10, 13]
+    assert sorted(row[0] for row in db_of_turn.fetchall()) == [10, 22]
     assert verify(other) == []
 
 

@@ -425,21 +425,54 @@ def test_a_cancel_during_the_commit_of_a_step_keeps_memory_and_disk_equal(tmp_pa
         assert rt.send(cid, "next").text == "done"
 
 
-def test_a_message_is_not_accepted_before_its_commit(tmp_path: Path) -> None:
+def test_a_message_is_not_accepted_before_its_commit_and_its_turn_changes_nothing(tmp_path: Path) -> None:
     committer, worker = gated(tmp_path / "a.db")
     model = HeldModel()
-    with runtime(tmp_path / "a.db", model, worker=worker) as rt:
+    called: list[str] = []
+
+    def note() -> str:
+        called.append("note")
+        return "noted"
+
+    with runtime(tmp_path / "a.db", model, worker=worker, tools=[note]) as rt:
         cid = conversation(rt)
         committer.hold()
         accepting = gevent.spawn(rt.submit, cid, "go")
         committer.wait_entered()
+        model.next().say(tool_calls=[("note", {})])  # a model may be asked meanwhile
         let_run()
         assert not accepting.ready()
-        assert model.idle
+        assert called == []
+        assert rt.conversation(cid).history == ()  # type: ignore[union-attr]
         committer.let_go()
         ticket = accepting.get()
         model.next().say("done")
         assert ticket.result().text == "done"
+        assert called == ["note"]
+
+
+def _add(a: int, b: int) -> int:
+    return a + b
+
+
+def test_a_turn_that_is_cancelled_while_its_message_is_stored_keeps_calls_and_results_together(
+    tmp_path: Path,
+) -> None:
+    committer, worker = gated(tmp_path / "a.db")
+    model = HeldModel()
+    with runtime(tmp_path / "a.db", model, worker=worker, tools=[_add]) as rt:
+        cid = conversation(rt)
+        committer.hold()
+        accepting = gevent.spawn(rt.submit, cid, "go")
+        committer.wait_entered()
+        model.next().say(tool_calls=[("_add", {"a": 1, "b": 2})])
+        let_run()
+        cancelling = gevent.spawn(rt.cancel, cid)
+        let_run()
+        committer.let_go()
+        assert cancelling.get() is True
+        assert accepting.get().result().stop_reason == "cancelled"
+        assert [entry.role for entry in rt.conversation(cid).history] == ["user", "assistant", "tool"]  # type: ignore[union-attr]
 
 
 def test_a_result_is_not_given_before_its_commit(tmp_path: Path) -> None:

@@ -45,7 +45,15 @@ class Connection:
         self._session = _session(endpoint.max_concurrent)
 
     def close(self) -> None:
-        """Close the connections that wait for a request."""
+        """Close the connections that wait for a request; one that serves a request follows at its end."""
+        adapter = self._session.get_adapter(self._endpoint.url)
+        assert isinstance(adapter, HTTPAdapter)
+        # Closing a session only forgets its pools: their sockets would wait for the garbage collector.
+        for manager in (adapter.poolmanager, *adapter.proxy_manager.values()):
+            for key in manager.pools.keys():  # noqa: SIM118 - a container of urllib3's own, no mapping to iterate
+                pool = manager.pools.get(key)
+                if pool is not None:
+                    pool.close()
         self._session.close()
 
     @contextmanager

@@ -9,9 +9,11 @@ import click
 from palaver import __version__
 from palaver.commands.base import PlainErrors
 from palaver.commands.chat import chat
+from palaver.commands.copies import backup, export, import_
 from palaver.commands.demo import demo
 from palaver.commands.memory import memory
 from palaver.commands.replay import replay
+from palaver.commands.retention import purge, unfinished
 from palaver.commands.sessions import sessions
 from palaver.commands.verify import verify
 
@@ -30,5 +32,7 @@ def palaver(verbose: bool) -> None:
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
 
 
-for command in (demo, chat, replay, sessions, memory, verify):
+for command in (demo, chat, replay, sessions, memory, verify, backup, export, import_):
     palaver.add_command(command)
+for command in (purge, unfinished):
+    sessions.add_command(command)

@@ -14,20 +14,24 @@ import click
 import gevent
 
 from palaver.commands.output import printable
-from persistence.errors import PalaverError
+from persistence.errors import DatabaseFailed, PalaverError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
+DATABASE_FAILED = 74  # EX_IOERR of sysexits.h
 DEFAULT_DB = "palaver.db"
 
 
 class PlainErrors(click.Group):
-    """A group whose errors are one line on stderr, and exit status 1; Ctrl-C is exit status 130."""
+    """A group whose errors are one line on stderr, and exit status 1; 74 if the database failed while it was
+    in use, 130 for Ctrl-C."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except DatabaseFailed as error:
+            raise _failure(str(error), _DatabaseGone) from error
         except PalaverError as error:
             raise _failure(str(error)) from error
         except sqlite3.Error as error:
@@ -43,8 +47,12 @@ class PlainErrors(click.Group):
             ctx.exit(INTERRUPTED)
 
 
-def _failure(words: str) -> click.ClickException:
-    return click.ClickException(printable(" ".join(words.split())))
+class _DatabaseGone(click.ClickException):
+    exit_code = DATABASE_FAILED
+
+
+def _failure(words: str, kind: type[click.ClickException] = click.ClickException) -> click.ClickException:
+    return kind(printable(" ".join(words.split())))
 
 
 @contextmanager

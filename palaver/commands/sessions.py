@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import click
 from sqlite_utils import Database
 
@@ -14,11 +12,12 @@ from persistence import sessions as stored
 from persistence.errors import SessionNotFound
 from persistence.records import HistoryEntry, SessionSummary
 from persistence.sources import SystemClock
+from persistence.transaction import transaction
 
 
 @click.group()
 def sessions() -> None:
-    """List, show and delete stored conversations."""
+    """List, show, delete and purge stored conversations."""
 
 
 @sessions.command("list")
@@ -90,10 +89,8 @@ def delete(handle: str, yes: bool, path: str) -> None:
         if not yes and not click.confirm(f"Delete {what}?"):
             click.echo("kept")
             return
-        delete_now = partial(stored.delete_session, at=SystemClock.wall())
-        db.execute("BEGIN IMMEDIATE")
-        delete_now(db, handle)
-        db.commit()
+        with transaction(db):
+            stored.delete_session(db, handle, at=SystemClock.wall())
     click.echo(f"deleted {what}")
 
 
