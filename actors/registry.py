@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from functools import partial
 from typing import Any
 
+import gevent
 import pykka
 from attrs import define, field
 
@@ -48,13 +50,14 @@ from actors.supervisor import ChildDied
 from actors.topics import TopicRouter
 from actors.transfer import MovedConversation
 from persistence import sessions
-from persistence.errors import SessionNotFound, StorageError
+from persistence.errors import DatabaseFailed, RecordError, SessionNotFound, StorageError
 from persistence.records import SessionSummary, UnfinishedSession
 
 logger = logging.getLogger("palaver.registry")
 
 Pair = tuple[str, str]
 BROUGHT_BACK_AT_ONCE = 20
+BRING_BACK_AGAIN_S = 5.0
 
 
 @define(eq=False)
@@ -63,6 +66,13 @@ class Waiter:
 
     request: SwitchTopic | LoadSession | DeleteSession
     reply: GreenletFuture[Any]
+
+
+@define(eq=False)
+class Revival(Waiter):
+    """Nobody waits: what `session` has left undone is to go on."""
+
+    session: UnfinishedSession
 
 
 @define(eq=False)
@@ -103,8 +113,11 @@ class RegistryActor(GreenletActor):
         self._closing: dict[int, Closing] = {}
         self._closing_topics: dict[tuple[Pair, str], list[int]] = {}
         self._refusal: RuntimeClosed | None = None
+        self._retry: gevent.Greenlet | None = None
 
     def on_death(self, reason: BaseException | None) -> None:
+        if self._retry is not None:
+            self._retry.kill(block=False)
         if reason is not None:
             notify(self._supervisor, ChildDied("registry", reason))
 
@@ -163,10 +176,18 @@ class RegistryActor(GreenletActor):
             return
         for _ in range(min(len(left), BROUGHT_BACK_AT_ONCE)):
             session = left.popleft()
-            reply: GreenletFuture[int] = GreenletFuture()
-            self._load_known(Waiter(LoadSession(session.handle), reply), session)
+            self._load_known(Revival(LoadSession(session.handle), GreenletFuture(), session), session)
         if left:
             notify(self.actor_ref, BringBack(agent))
+
+    def _bring_back_later(self, session: UnfinishedSession, error: BaseException) -> None:
+        """A topic with unfinished work could not be opened: once more, unless that is in vain."""
+        if not isinstance(error, StorageError) or isinstance(error, DatabaseFailed | RecordError):
+            return
+        self._services.left_undone.setdefault(session.agent, deque()).append(session)
+        if self._retry is None or self._retry.dead:
+            again = BringBack(session.agent)
+            self._retry = gevent.spawn_later(BRING_BACK_AGAIN_S, notify, self.actor_ref, again)
 
     # -- routing -----------------------------------------------------------------------------------
 
@@ -261,6 +282,9 @@ class RegistryActor(GreenletActor):
         for waiter in opening.waiters:
             if isinstance(waiter.request, DeleteSession):
                 self._delete_now(waiter)
+                continue
+            if isinstance(waiter, Revival):
+                self._bring_back_later(waiter.session, notice.error)
                 continue
             described = isinstance(waiter.request, SwitchTopic) and waiter.request.description is not None
             if isinstance(notice.error, DescriptionRequired) and described:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sqlite_utils import Database
 from support import CRAB, Runtimes, handle_of, opened_runtimes, topic, until
 from turns_support import HeldModel
 
+from actors import registry
 from palaver import (
     AgentConfig,
     AgentNotRegistered,
@@ -22,6 +24,7 @@ from palaver import (
     SessionNotFound,
     TurnRow,
 )
+from persistence.committer import Committer
 from persistence.database import close_database, open_database
 from persistence.records import HistoryEntry, ToolCall
 from persistence.verify import verify
@@ -134,6 +137,32 @@ def test_the_tickets_of_a_topic_that_was_brought_back_can_be_had(runtimes: Runti
     first.say("fine")
     assert running.result().text == "fine"
     assert rt.tickets(cid) == []
+
+
+def test_a_topic_that_cannot_be_opened_while_the_disk_is_full_is_brought_back_when_there_is_room(
+    runtimes: Runtimes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "BRING_BACK_AGAIN_S", 0.01)
+    handle = left_behind(runtimes, tmp_path / "a.db", "one", steers=("steer",))
+    refused: list[object] = []
+
+    class Full(Committer):
+        seen = 0
+
+        def _commit(self, db: Database) -> None:
+            ((changes,),) = db.execute("SELECT total_changes()").fetchall()
+            writes, self.seen = changes > self.seen, changes
+            if writes and len(refused) < 3:
+                refused.append(changes)
+                error = sqlite3.OperationalError("database or disk is full")
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                raise error
+            super()._commit(db)
+
+    rt = runtimes.open(path=tmp_path / "a.db", committer=Full)
+    assert [row.state for row in done(rt, handle)] == ["done", "done"]
+    assert len(refused) == 3
+    assert said(rt, handle) == ["one", "one", "steer", "steer"]
 
 
 # -- hold and fail -------------------------------------------------------------------------------------
