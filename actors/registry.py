@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import gevent
@@ -167,17 +168,20 @@ class RegistryActor(GreenletActor):
 
     def _put_agent(self, message: PutAgent) -> None:
         self._services.agents.put(message.config, replace=message.replace, ephemeral=message.ephemeral)
-        self._bring_back(message.config.name)
+        for agent in tuple(self._services.left_undone):  # this one's, and those that wait for it as a guest
+            self._bring_back(agent)
 
     def _bring_back(self, agent: str) -> None:
         """Open sessions of `agent` that an earlier process left with unfinished work, a few at a time."""
-        left = self._services.left_undone.get(agent)
-        if not left or self._refusal is not None or self._services.agents.find(agent) is None:
+        left, find = self._services.left_undone.get(agent), self._services.agents.find
+        if not left or self._refusal is not None or find(agent) is None:
             return
-        for _ in range(min(len(left), BROUGHT_BACK_AT_ONCE)):
-            session = left.popleft()
+        can_run = (session for session in left if all(find(guest) for guest in session.guests))
+        ready = list(islice(can_run, BROUGHT_BACK_AT_ONCE + 1))
+        for session in ready[:BROUGHT_BACK_AT_ONCE]:
+            left.remove(session)
             self._load_known(Revival(LoadSession(session.handle), GreenletFuture(), session), session)
-        if left:
+        if len(ready) > BROUGHT_BACK_AT_ONCE:
             notify(self.actor_ref, BringBack(agent))
 
     def _bring_back_later(self, session: UnfinishedSession, error: BaseException) -> None:

@@ -140,8 +140,10 @@ class InlineWorker:
             self._scheduled = False
 
     def _delivered(self) -> None:
-        self._deliver()
-        self._commit()
+        try:
+            self._deliver()
+        finally:  # a Ctrl-C that comes in a callback is none of what waits
+            self._commit()
 
     def _finish(self) -> None:
         self._deliver()

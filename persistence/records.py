@@ -179,7 +179,7 @@ class UnfinishedSession:
     """A stored session whose accepted messages have not all ended.
 
     `turns` counts those that ran or waited, `steers` those that entered no turn; `since` is when the oldest
-    of them was accepted, in seconds since the Unix epoch.
+    of them was accepted, in seconds since the Unix epoch. `guests` are the other agents that they need.
     """
 
     handle: str
@@ -189,6 +189,7 @@ class UnfinishedSession:
     turns: int
     steers: int
     since: float
+    guests: tuple[str, ...] = ()
 
 
 JsonObject = dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,20 +13,21 @@ from persistence.records import TurnResult, TurnRow, UnfinishedSession
 from persistence.writes import SteerUpdate, TurnUpdate, WriteSet, apply
 
 _LEFT = """
-    SELECT session_id, id, 1 AS turns, 0 AS steers, accepted_at FROM turns
+    SELECT session_id, id, 1 AS turns, 0 AS steers, accepted_at, guest FROM turns
         WHERE state IN ('queued', 'running')
     UNION ALL
-    SELECT session_id, turn_id, 0, 1, accepted_at FROM steers WHERE applied_turn IS NULL"""
+    SELECT session_id, id, 0, 1, accepted_at, NULL FROM steers WHERE applied_turn IS NULL"""
 
 
 def unfinished_sessions(db: Database) -> list[UnfinishedSession]:
     """Every session with accepted messages that have not ended, in the order of the oldest of these."""
     rows = db.execute(
-        f"""SELECT s.handle, s.agent, s.sender, s.topic, sum(x.turns), sum(x.steers), min(x.accepted_at)
+        f"""SELECT s.handle, s.agent, s.sender, s.topic, sum(x.turns), sum(x.steers), min(x.accepted_at),
+                json_group_array(DISTINCT x.guest) FILTER (WHERE x.guest IS NOT NULL)
             FROM ({_LEFT}) x JOIN sessions s ON s.id = x.session_id
             GROUP BY x.session_id ORDER BY min(x.id)"""
     ).fetchall()
-    return [UnfinishedSession(*row) for row in rows]
+    return [UnfinishedSession(*facts, tuple(json.loads(guests))) for *facts, guests in rows]
 
 
 def take_up_steers(db: Database, session_id: int) -> None:

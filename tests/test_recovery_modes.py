@@ -108,6 +108,21 @@ def test_what_is_unfinished_waits_for_its_own_agent(runtimes: Runtimes, tmp_path
     assert done(rt, handle)[0].state == "done"
 
 
+def test_an_unfinished_guest_turn_waits_for_its_guest(runtimes: Runtimes, tmp_path: Path) -> None:
+    model = HeldModel()
+    rt = runtimes.open(model, agents=(CRAB, OTHER))
+    cid = topic(rt)
+    handle = handle_of(rt, cid)
+    rt.submit(cid, "and you?", guest="gull")
+    model.next()
+    as_killed(runtimes, rt, tmp_path / "a.db")
+    again = runtimes.open(path=tmp_path / "a.db")
+    assert [session.guests for session in again.unfinished()] == [("gull",)]
+    again.add_agent(OTHER)
+    (row,) = done(again, handle)
+    assert row.state == "done"
+
+
 def test_many_sessions_are_brought_back_each_in_its_order(runtimes: Runtimes, tmp_path: Path) -> None:
     model, path = HeldModel(), tmp_path / "a.db"
     rt = runtimes.open(model)
