@@ -27,7 +27,10 @@ def unfinished_sessions(db: Database) -> list[UnfinishedSession]:
             FROM ({_LEFT}) x JOIN sessions s ON s.id = x.session_id
             GROUP BY x.session_id ORDER BY min(x.id)"""
     ).fetchall()
-    return [UnfinishedSession(*facts, tuple(json.loads(guests))) for *facts, guests in rows]
+    return [
+        UnfinishedSession(handle, agent, sender, topic, turns, steers, since, tuple(json.loads(guests)))
+        for handle, agent, sender, topic, turns, steers, since, guests in rows
+    ]
 
 
 def take_up_steers(db: Database, session_id: int) -> None:
