@@ -697,7 +697,7 @@ def _answer_as_dead(letter: _Letter, name: object) -> None:
 def _contained(error: BaseException, what: str) -> HandlerFailed:
     try:
         shown = repr(error)
-    except Exception:
+    except BaseException:  # whatever the error's own code raises
         shown = type(error).__name__
     failed = HandlerFailed(f"{what} {shown}, which must not cross from one actor to another")
     failed.__cause__ = error
