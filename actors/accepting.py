@@ -46,8 +46,8 @@ class Accepting(Ending):
             self._refuse(ticket, refusal)
             return
         if ticket.on_busy == "interrupt":
+            ticket.interrupts = self._interruptible
             self._queue.put_first(ticket)
-            ticket.interrupts = self._steerable
         else:
             self._queue.append(ticket)
         ticket.eager = not busy and ticket.key is None
@@ -143,9 +143,18 @@ class Accepting(Ending):
 
     def _interrupt(self, ticket: Ticket) -> None:
         """Cancel what an accepted message is to interrupt, if that still runs."""
-        if ticket.interrupts is not None and ticket.interrupts is self._activity:
-            self._stop_activity()
+        turn = self._steerable
+        if turn is not None and turn.ticket is ticket.interrupts:
+            turn.cancel()
         ticket.interrupts = None
+
+    @property
+    def _interruptible(self) -> Ticket | None:
+        """The turn that runs; or that is stored as running, and begins when that is done."""
+        if self._steerable is not None:
+            return self._steerable.ticket
+        first = next(iter(self._queue), None)
+        return first if isinstance(first, Ticket) and first.state == "running" else None
 
     def _take_early_steers(self, ticket: Ticket) -> None:
         """Steers that came while the turn that they steer was being stored."""

@@ -158,8 +158,10 @@ class Ending(ConversationCore):
         error = HandlerFailed(f"conversation {self._state.id} failed: {reason!r}")
         error.__cause__ = reason
         works: list[Work] = [*self._queue.take_all()]
+        self._stop_activity()
+        if self._title_greenlet is not None:
+            self._title_greenlet.kill(block=False)
         if isinstance(self._activity, Turn):
-            self._activity.cancel()
             works += [self._activity.ticket, *(steer.ticket for steer in self._activity.steers)]
         elif self._activity is not None:
             works.append(self._activity)

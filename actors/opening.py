@@ -27,7 +27,7 @@ def session_job(services: Services, state: ConversationState, message: OpenSessi
     a description.
     """
     if message.handle is not None:
-        return partial(_load, handle=message.handle)
+        return partial(_load, handle=message.handle, at=services.clock.wall())
     return partial(
         _find_or_make,
         agent=state.agent,
@@ -110,11 +110,11 @@ def unfinished_tickets(state: ConversationState, work: UnfinishedWork) -> list[T
     return tickets
 
 
-def _load(db: Database, *, handle: str) -> tuple[StoredSession, bool, UnfinishedWork]:
+def _load(db: Database, *, handle: str, at: float) -> tuple[StoredSession, bool, UnfinishedWork]:
     session = sessions.load_session(db, handle)
-    return session, True, turns.left_undone(db, session.id)
+    return session, True, turns.left_undone(db, session.id, at)
 
 
 def _find_or_make(db: Database, **what: Any) -> tuple[StoredSession, bool, UnfinishedWork] | None:
     found = sessions.open_session(db, **what)
-    return None if found is None else (*found, turns.left_undone(db, found[0].id))
+    return None if found is None else (*found, turns.left_undone(db, found[0].id, what["at"]))

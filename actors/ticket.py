@@ -91,7 +91,7 @@ class Ticket:
         self.durable = False
         self.eager = False  # runs while it is being stored; what it stores comes behind
         self.refused = False  # it could not be stored, so nothing of it is
-        self.interrupts: object = None  # what it cancels, once it is accepted
+        self.interrupts: Ticket | None = None  # what it cancels, once it is accepted
         self.from_steer = False
         self.owner: pykka.ActorRef[Any] | None = None
         self.streams: list[EventStream[Event]] = []

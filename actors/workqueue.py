@@ -47,8 +47,10 @@ class WorkQueue:
         self._items.append(item)
 
     def put_first(self, item: Work) -> None:
-        """Before everything but interrupting turns that came before: an interrupting turn."""
-        self._items.insert(self._behind(lambda waiting: waiting.on_busy == "interrupt"), item)
+        """Before everything but interrupting turns that came before, and what is stored as running: an
+        interrupting turn."""
+        place = self._behind(lambda waiting: waiting.on_busy == "interrupt" or waiting.state == "running")
+        self._items.insert(place, item)
 
     def put_steer(self, ticket: Ticket) -> None:
         """A steer whose turn ended before it was applied."""

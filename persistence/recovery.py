@@ -12,6 +12,8 @@ from sqlite_utils import Database
 from persistence.records import TurnResult, TurnRow, UnfinishedSession
 from persistence.writes import SteerUpdate, TurnUpdate, WriteSet, apply
 
+OVERTAKEN = "what became of this turn could not be stored, and the process ended before it could be"
+
 _LEFT = """
     SELECT session_id, id, 1 AS turns, 0 AS steers, accepted_at, guest FROM turns
         WHERE state IN ('queued', 'running')
@@ -43,6 +45,17 @@ def take_up_steers(db: Database, session_id: int) -> None:
         apply(db, [WriteSet(new_turns=made, steer_updates=tuple(SteerUpdate(s.id, s.id) for s in steers))])
 
 
+def fail_overtaken(db: Database, session_id: int, at: float) -> None:
+    """End turns that had ended and could not be stored so: others have stored entries behind theirs."""
+    rows = db.execute(
+        """SELECT id FROM turns t WHERE session_id = ?1 AND state IN ('queued', 'running')
+            AND (SELECT max(seq) FROM entries WHERE session_id = ?1 AND turn_id = t.id)
+                < (SELECT max(seq) FROM entries WHERE session_id = ?1)""",
+        [session_id],
+    ).fetchall()
+    apply(db, [WriteSet(turn_updates=tuple(_failed(turn_id, OVERTAKEN, at) for (turn_id,) in rows))])
+
+
 def fail_unfinished(db: Database, handles: Sequence[str], *, reason: str, at: float) -> int:
     """End every unfinished message of these sessions as `failed`, without running it; their number.
 
@@ -59,10 +72,14 @@ def fail_unfinished(db: Database, handles: Sequence[str], *, reason: str, at: fl
             "SELECT id FROM turns WHERE session_id = ? AND state IN ('queued', 'running') ORDER BY id",
             [session_id],
         ).fetchall():
-            result = TurnResult("", "error", reason, turn_id=turn_id)
-            ended.append(TurnUpdate(turn_id, "failed", result=result, error=reason, finished_at=at))
+            ended.append(_failed(turn_id, reason, at))
     apply(db, [WriteSet(turn_updates=tuple(ended))])
     return len(ended)
+
+
+def _failed(turn_id: int, reason: str, at: float) -> TurnUpdate:
+    result = TurnResult("", "error", reason, turn_id=turn_id)
+    return TurnUpdate(turn_id, "failed", result=result, error=reason, finished_at=at)
 
 
 @frozen

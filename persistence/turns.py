@@ -10,7 +10,7 @@ from sqlite_utils import Database
 from persistence.codec import decode_entry, decode_result
 from persistence.errors import SessionNotFound
 from persistence.records import TurnRow, TurnState, UnfinishedWork
-from persistence.recovery import take_up_steers
+from persistence.recovery import fail_overtaken, take_up_steers
 from persistence.sessions import has_unfinished
 from persistence.writes import WriteSet, apply
 
@@ -105,12 +105,13 @@ def unfinished(db: Database) -> list[TurnRow]:
     return sorted((_turn(row) for row in rows), key=lambda turn: turn.id)
 
 
-def left_undone(db: Database, session_id: int) -> UnfinishedWork:
+def left_undone(db: Database, session_id: int, at: float) -> UnfinishedWork:
     """What the last life of a session left undone: the turn that ran first, then the steers that it did not
-    come to, which become turns, then the turns that waited."""
+    come to, which become turns, then the turns that waited. `at` is now."""
     if not has_unfinished(db, session_id):
         return UnfinishedWork()
     take_up_steers(db, session_id)
+    fail_overtaken(db, session_id, at)
     rows = db.execute(
         f"""{_SELECT} WHERE session_id = ? AND state IN ('queued', 'running')
             ORDER BY state = 'queued', NOT EXISTS (SELECT 1 FROM steers s WHERE s.id = turns.id), id""",

@@ -302,6 +302,19 @@ def test_an_answer_that_was_stored_is_not_given_up(runtimes: Runtimes, tmp_path:
     assert row.result.text == "answered"
 
 
+def test_a_turn_that_others_have_overtaken_is_not_run_again(runtimes: Runtimes, tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    handle = left_behind(runtimes, path, "one", "two")  # the end of the first could not be stored
+    store(path, HistoryEntry("user", "one"))
+    later = NewEntry(1, 1, 2, HistoryEntry("user", "two"), 0.0)
+    update = SessionUpdate(1, 0.0, 0, 1, 2, "")
+    change(path, lambda db: apply(db, [WriteSet(entries=(later,), session_updates=(update,))]))
+    rt = runtimes.open(path=path)
+    first, second = done(rt, handle)
+    assert (first.state, second.state) == ("failed", "done")
+    assert said(rt, handle) == ["one", "two", "two"]
+
+
 # -- histories whose calls and results do not pair -----------------------------------------------------
 
 

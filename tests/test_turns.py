@@ -451,6 +451,28 @@ def test_a_message_is_not_accepted_before_its_commit_and_its_turn_changes_nothin
         assert called == ["note"]
 
 
+def test_an_interrupt_behind_a_keyed_message_that_is_being_stored_cancels_that_when_it_runs(
+    tmp_path: Path,
+) -> None:
+    committer, worker = gated(tmp_path / "a.db")
+    model = HeldModel()
+    with runtime(tmp_path / "a.db", model, worker=worker) as rt:
+        cid = conversation(rt)
+        committer.hold()
+        first = gevent.spawn(rt.submit, cid, "one", key="k")
+        committer.wait_entered()
+        second = gevent.spawn(rt.submit, cid, "two", on_busy="interrupt")
+        let_run()
+        committer.let_go()
+        second.get()
+        assert first.get().result().stop_reason == "cancelled"
+        while (held := model.next()).killed:
+            pass
+        held.say("fine")
+        assert second.get().result().text == "fine"
+        assert list(stored_states(rt).values()) == ["cancelled", "done"]
+
+
 def _add(a: int, b: int) -> int:
     return a + b
 
