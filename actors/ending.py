@@ -127,7 +127,7 @@ class Ending(ConversationCore):
     def _suspend(self) -> GreenletFuture[None]:
         reply: GreenletFuture[None] = GreenletFuture()
         self._refusal = RuntimeClosed(
-            "the runtime is shut down; what a topic has accepted runs when the topic is opened again"
+            "the runtime is shut down; what its topics have accepted goes on at the next start"
         )
         self._held = True
         self._on_quiet = reply

@@ -95,10 +95,8 @@ class DeleteSession:
 
 @frozen
 class BringBack:
-    """Open the next few sessions of an agent that an earlier process left with unfinished work. Told by
-    the registry to itself, until none is left."""
-
-    agent: str
+    """Open sessions that an earlier process left with unfinished work, and that could not be opened before.
+    Told by the registry to itself, some time later."""
 
 
 @frozen

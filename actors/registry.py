@@ -57,7 +57,7 @@ from persistence.records import SessionSummary, UnfinishedSession
 logger = logging.getLogger("palaver.registry")
 
 Pair = tuple[str, str]
-BROUGHT_BACK_AT_ONCE = 20
+MOST_OPENING = 100  # conversations, from which on no more are brought back
 BRING_BACK_AGAIN_S = 5.0
 
 
@@ -114,6 +114,7 @@ class RegistryActor(GreenletActor):
         self._closing: dict[int, Closing] = {}
         self._closing_topics: dict[tuple[Pair, str], list[int]] = {}
         self._refusal: RuntimeClosed | None = None
+        self._put_off: list[UnfinishedSession] = []  # could not be opened; `_retry` waits with them
         self._retry: gevent.Greenlet | None = None
 
     def on_death(self, reason: BaseException | None) -> None:
@@ -145,7 +146,7 @@ class RegistryActor(GreenletActor):
             case PutAgent():
                 return self._put_agent(message)
             case BringBack():
-                return self._bring_back(message.agent)
+                return self._bring_back_again()
             case RemoveAgent():
                 return self._services.agents.remove(message.name, ephemeral=message.ephemeral)
             case RefuseNewWork():
@@ -168,30 +169,34 @@ class RegistryActor(GreenletActor):
 
     def _put_agent(self, message: PutAgent) -> None:
         self._services.agents.put(message.config, replace=message.replace, ephemeral=message.ephemeral)
-        for agent in tuple(self._services.left_undone):  # this one's, and those that wait for it as a guest
-            self._bring_back(agent)
+        self._bring_back()
 
-    def _bring_back(self, agent: str) -> None:
-        """Open sessions of `agent` that an earlier process left with unfinished work, a few at a time."""
-        left, find = self._services.left_undone.get(agent), self._services.agents.find
-        if not left or self._refusal is not None or find(agent) is None:
+    def _bring_back(self) -> None:
+        """Open sessions that an earlier process left with unfinished work, a few at a time, so that others
+        come in between; each that is open, or failed, makes room for the next."""
+        if self._refusal is not None:
             return
-        can_run = (session for session in left if all(find(guest) for guest in session.guests))
-        ready = list(islice(can_run, BROUGHT_BACK_AT_ONCE + 1))
-        for session in ready[:BROUGHT_BACK_AT_ONCE]:
-            left.remove(session)
-            self._load_known(Revival(LoadSession(session.handle), GreenletFuture(), session), session)
-        if len(ready) > BROUGHT_BACK_AT_ONCE:
-            notify(self.actor_ref, BringBack(agent))
+        find, left = self._services.agents.find, self._services.left_undone
+        for agent in [agent for agent, sessions_left in left.items() if sessions_left and find(agent)]:
+            room = MOST_OPENING - len(self._opening)
+            can_run = (session for session in left[agent] if all(find(guest) for guest in session.guests))
+            for session in list(islice(can_run, max(0, room))):
+                left[agent].remove(session)
+                self._load_known(Revival(LoadSession(session.handle), GreenletFuture(), session), session)
 
     def _bring_back_later(self, session: UnfinishedSession, error: BaseException) -> None:
         """A topic with unfinished work could not be opened: once more, unless that is in vain."""
         if not isinstance(error, StorageError) or isinstance(error, DatabaseFailed | RecordError):
             return
-        self._services.left_undone.setdefault(session.agent, deque()).append(session)
+        self._put_off.append(session)
         if self._retry is None or self._retry.dead:
-            again = BringBack(session.agent)
-            self._retry = gevent.spawn_later(BRING_BACK_AGAIN_S, notify, self.actor_ref, again)
+            self._retry = gevent.spawn_later(BRING_BACK_AGAIN_S, notify, self.actor_ref, BringBack())
+
+    def _bring_back_again(self) -> None:
+        for session in self._put_off:
+            self._services.left_undone.setdefault(session.agent, deque()).append(session)
+        self._put_off.clear()
+        self._bring_back()
 
     # -- routing -----------------------------------------------------------------------------------
 
@@ -273,6 +278,7 @@ class RegistryActor(GreenletActor):
                 waiter.reply.set(SwitchOutcome(notice.conversation_id, notice.resumed))
             else:
                 self._again(waiter)
+        self._bring_back()
 
     def _opening_failed(self, notice: OpeningFailed) -> None:
         opening = self._opening.pop(notice.conversation_id)
@@ -296,6 +302,7 @@ class RegistryActor(GreenletActor):
             else:
                 waiter.reply.fail(notice.error)
         self._end_closing(notice.conversation_id)
+        self._bring_back()
 
     def _again(self, waiter: Waiter) -> None:
         """Take a request that had to wait as if it came now."""
@@ -445,6 +452,8 @@ class RegistryActor(GreenletActor):
             else:
                 waiter.reply.fail(notice.error or ConversationClosed("the conversation was closed"))
         self._end_closing(notice.conversation_id, unstored=notice.unstored)
+        if opening is not None:
+            self._bring_back()
 
     def _end_closing(self, conversation_id: int, *, unstored: bool = False) -> None:
         """The conversation is gone: answer who closed it, and whoever waits for its topic."""
