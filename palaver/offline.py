@@ -15,7 +15,7 @@ from actors.errors import InvalidInput
 from actors.models.dialogues import compare
 from persistence import sessions
 from persistence.database import close_database, damaged, open_database
-from persistence.errors import DatabaseUnusable
+from persistence.errors import DatabaseUnusable, StorageError
 from persistence.records import HistoryEntry, SessionSummary
 from persistence.verify import verify
 
@@ -50,6 +50,9 @@ def offline(path: Path) -> Iterator[Database]:
     try:
         yield db
     except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+            full = f"{os.fsdecode(path)!r} could not be changed: {error}; make room on its disk"
+            raise StorageError(full) from error
         raise DatabaseUnusable(f"{os.fsdecode(path)!r} cannot be read: {error}; {damaged(path)}") from error
     finally:
         close_database(db)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -38,13 +37,17 @@ def new_file(to: Path) -> Iterator[tuple[str, int]]:
     with _in_words(target):
         part, fd = _beside(target, lambda path: os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
         try:
-            yield part, fd
-            os.fsync(fd)
+            try:
+                yield part, fd
+                os.fsync(fd)
+            finally:
+                # Before others can find it: this would drop the lock of whoever in this process opens it.
+                _close(fd)
             _name_it(part, target)
         finally:
-            _close(fd)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(part)
+            for left in (part, *(part + companion for companion in _COMPANIONS)):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(left)
 
 
 @contextmanager
@@ -54,7 +57,11 @@ def new_directory(to: Path) -> Iterator[str]:
     with _in_words(target), scratch_directory(target) as part:
         yield part
         os.rename(part, target)  # refuses a directory that is not empty
-        _sync(os.path.dirname(target))
+        try:
+            _sync(os.path.dirname(target))
+        except OSError:
+            _remove(target)
+            raise
 
 
 @contextmanager
@@ -64,7 +71,7 @@ def scratch_directory(target: str) -> Iterator[str]:
     try:
         yield part
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        _remove(part)
 
 
 def free_target(to: Path) -> str:
@@ -161,6 +168,17 @@ def _sync(path: str | bytes) -> None:
         os.fsync(fd)
     finally:
         _close(fd)
+
+
+def _remove(directory: str) -> None:
+    # Not `shutil.rmtree`: where gevent has patched, it closes descriptors by way of a hub.
+    with contextlib.suppress(OSError):
+        for parent, folders, files in os.walk(os.fsencode(directory), topdown=False):
+            for file in files:
+                os.unlink(os.path.join(parent, file))
+            for folder in folders:
+                os.rmdir(os.path.join(parent, folder))
+        os.rmdir(directory)
 
 
 def inside(directory: str, path: str) -> bytes:

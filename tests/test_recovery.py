@@ -1,4 +1,4 @@
-"""What a killed process accepted and did not end: it runs when its topic is opened again."""
+"""What a killed process accepted and did not end: it goes on where it was."""
 
 from __future__ import annotations
 
