@@ -72,11 +72,12 @@ class Journal:
             ticket.refused = error is not None or existing is not None
             then(existing, error)
 
-        self._pay()
         if ticket.key is None:
-            self._store.write(WriteSet(new_turns=(row,)), stored)
-        else:
-            self._store.submit(partial(turns.accept_keyed, row=row, **self._keyed_by()), stored)
+            self._store_with_owed(WriteSet(new_turns=(row,)), stored)
+            return
+        owed, self._owed = self._owed, ()
+        job = partial(turns.accept_keyed, row=row, first=merged(owed), **self._keyed_by())
+        self._store.submit(job, self._owing(owed, stored))
 
     def find_key(self, ticket: Ticket, then: Callable[[TurnRow | None, BaseException | None], None]) -> None:
         """Look for a message that was accepted under the ticket's key; stores nothing."""
@@ -99,7 +100,6 @@ class Journal:
             StorageError: it could not be stored.
         """
         update = TurnUpdate(ticket.turn_id, "running", ticket.attempts + 1)
-        self._pay()
         self._wait(WriteSet(turn_updates=(update,)))
         ticket.attempts += 1
 
@@ -162,7 +162,6 @@ class Journal:
             session_updates=(self._session_update(len(entries)),),
             events=(NewEvent(self.session_id, turn_id, self._clock.wall(), trace),),
         )
-        self._pay()
         self._wait(writes)
         self._advance(len(entries))
 
@@ -202,8 +201,7 @@ class Journal:
                 self._owe(self._without_history(writes, ticket, leftovers, error))
             then(error)
 
-        self._pay()
-        self._store.write(writes, committed)
+        self._store_with_owed(writes, committed)
 
     def _without_history(
         self,
@@ -253,33 +251,40 @@ class Journal:
         return bool(self._owed)
 
     def pay(self, then: Then) -> None:
-        """Try once more to store what is owed, all of it together."""
-        owed, self._owed = self._owed, ()
-
-        def paid(_db: None, error: BaseException | None) -> None:
-            if error is not None:
-                self._owed = (*owed, *self._owed)
-            then(error)
-
-        self._store.write(merged(owed), paid)
+        """Try once more to store what is owed."""
+        self._write(WriteSet(), then)
 
     def _owe(self, writes: WriteSet) -> None:
         self._owed = (*self._owed, writes)
 
-    def _pay(self) -> None:
-        """Store what is owed, before what is written next; what fails again is owed again."""
-        if self._owed:
-            self.pay(_whatever)
+    def _store_with_owed(self, writes: WriteSet, then: Callable[[Any, BaseException | None], None]) -> None:
+        """Store `writes` and what is owed, together or not at all: what came later is never stored alone."""
+        owed, self._owed = self._owed, ()
+        together = merged((*owed, writes)) if owed else writes
+        self._store.write(together, self._owing(owed, then))
+
+    def _owing(
+        self, owed: tuple[WriteSet, ...], then: Callable[[Any, BaseException | None], None]
+    ) -> Callable[[Any, BaseException | None], None]:
+        """`then`, after noting that `owed` is owed still, where it could not be stored."""
+        if not owed:
+            return then
+
+        def noted(value: Any, error: BaseException | None) -> None:
+            if error is not None:
+                self._owed = (*owed, *self._owed)
+            then(value, error)
+
+        return noted
 
     # -- rows --------------------------------------------------------------------------------------
 
     def _write(self, writes: WriteSet, then: Then) -> None:
-        self._pay()
-        self._store.write(writes, lambda _value, error: then(error))
+        self._store_with_owed(writes, lambda _value, error: then(error))
 
     def _wait(self, writes: WriteSet) -> None:
         future: GreenletFuture[None] = GreenletFuture()
-        self._store.write(writes, partial(settle, future))
+        self._store_with_owed(writes, partial(settle, future))
         wait_through_kills(future)
 
     def _failure(self, ticket: Ticket, error: BaseException) -> TurnResult:
@@ -334,10 +339,6 @@ class Journal:
     def _advance(self, new_entries: int) -> None:
         self.next_seq += new_entries
         self.revision += 1
-
-
-def _whatever(_error: BaseException | None) -> None:
-    """What is owed and could not be paid is owed still."""
 
 
 def wait_through_kills(future: GreenletFuture[Any]) -> None:

@@ -143,11 +143,11 @@ def _free_ids(db: Database, ids: list[int], above: int, beside: int) -> dict[int
     ((highest,),) = db.execute(f"SELECT coalesce(max(id), 0) FROM ({used} UNION ALL {gone})").fetchall()
     following = max([highest, above, *ids]) + 1
     mapped = {}
-    taken = """SELECT 1 FROM turns WHERE id = ?1 AND session_id <= ?2
-        UNION ALL SELECT 1 FROM steers WHERE id = ?1 AND session_id <= ?2"""
+    taken = """SELECT 1 FROM turns WHERE id = :id AND session_id <= :beside
+        UNION ALL SELECT 1 FROM steers WHERE id = :id AND session_id <= :beside"""
     for id_ in ids:
         mapped[id_] = id_
-        if db.execute(taken, [id_, beside]).fetchall():
+        if db.execute(taken, {"id": id_, "beside": beside}).fetchall():
             mapped[id_] = following
             following += 1
     return mapped

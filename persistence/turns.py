@@ -22,7 +22,13 @@ _SELECT = """SELECT id, session_id, sender, content, state, attempts, key, guest
 
 
 def accept_keyed(
-    db: Database, row: TurnRow, *, agent: str, sender: str, max_age_s: float = DAY_S
+    db: Database,
+    row: TurnRow,
+    *,
+    agent: str,
+    sender: str,
+    max_age_s: float = DAY_S,
+    first: WriteSet | None = None,
 ) -> TurnRow | None:
     """Store the turn `row` under its key, unless the key of this `(agent, sender)` is taken.
 
@@ -31,14 +37,17 @@ def accept_keyed(
         agent, sender: whose conversation it is: a key is theirs alone.
         max_age_s: a key older than this, counted between acceptances, is free again once its turn has
             ended; a few such keys are forgotten in passing.
+        first: what is to be stored before it, in any case.
 
     Returns:
         None when the turn was stored, else the turn that has the key; compare its content.
     """
     assert row.key is not None
-    first = find_keyed(db, agent=agent, sender=sender, key=row.key, at=row.accepted_at, max_age_s=max_age_s)
     if first is not None:
-        return first
+        apply(db, [first])
+    earlier = find_keyed(db, agent=agent, sender=sender, key=row.key, at=row.accepted_at, max_age_s=max_age_s)
+    if earlier is not None:
+        return earlier
     _forget_old_keys(db, row.accepted_at - max_age_s)
     apply(db, [WriteSet(new_turns=(row,))])
     db.execute(
