@@ -48,11 +48,10 @@ def open_database(path: str | os.PathLike[str], *, create: bool = True) -> Datab
         raise DatabaseUnusable(f"{name!r} cannot be opened: {error}; check the path") from error
     try:
         db = _prepare(conn, name, create)
-    except sqlite3.Error as error:
+    except BaseException as error:
         _close_untouched(conn)
-        raise _refusal(name, error) from error
-    except BaseException:
-        _close_untouched(conn)
+        if isinstance(error, sqlite3.Error):
+            raise _refusal(name, error) from error
         raise
     if name != MEMORY:
         holders.remember(name, db)

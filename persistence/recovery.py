@@ -48,10 +48,10 @@ def take_up_steers(db: Database, session_id: int) -> None:
 def fail_overtaken(db: Database, session_id: int, at: float) -> None:
     """End turns that had ended and could not be stored so: others have stored entries behind theirs."""
     rows = db.execute(
-        """SELECT id FROM turns t WHERE session_id = ?1 AND state IN ('queued', 'running')
-            AND (SELECT max(seq) FROM entries WHERE session_id = ?1 AND turn_id = t.id)
-                < (SELECT max(seq) FROM entries WHERE session_id = ?1)""",
-        [session_id],
+        """SELECT id FROM turns t WHERE session_id = :id AND state IN ('queued', 'running')
+            AND (SELECT max(seq) FROM entries WHERE session_id = :id AND turn_id = t.id)
+                < (SELECT max(seq) FROM entries WHERE session_id = :id)""",
+        {"id": session_id},
     ).fetchall()
     apply(db, [WriteSet(turn_updates=tuple(_failed(turn_id, OVERTAKEN, at) for (turn_id,) in rows))])
 

@@ -227,9 +227,9 @@ def delete_session(
 def has_unfinished(db: Database, session_id: int) -> bool:
     """Whether the session has accepted messages that have not ended."""
     ((found,),) = db.execute(
-        """SELECT EXISTS (SELECT 1 FROM turns WHERE session_id = ?1 AND state IN ('queued', 'running'))
-            OR EXISTS (SELECT 1 FROM steers WHERE session_id = ?1 AND applied_turn IS NULL)""",
-        [session_id],
+        """SELECT EXISTS (SELECT 1 FROM turns WHERE session_id = :id AND state IN ('queued', 'running'))
+            OR EXISTS (SELECT 1 FROM steers WHERE session_id = :id AND applied_turn IS NULL)""",
+        {"id": session_id},
     ).fetchall()
     return bool(found)
 

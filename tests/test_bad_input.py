@@ -635,7 +635,7 @@ def test_a_file_that_another_process_holds(tmp_path: Path, holder: subprocess.Po
 
 def test_a_file_that_another_runtime_of_this_process_holds(runtimes: Runtimes) -> None:
     rt = runtimes.open()
-    with pytest.raises(DatabaseInUse, match="another Runtime of this one"):
+    with pytest.raises(DatabaseInUse, match="in use by this process"):
         Runtime.open(rt.path, ScriptedModel())
     assert rt.send(topic(rt), "unharmed").text == "unharmed"
 

@@ -245,7 +245,7 @@ sys.stdin.read()
         assert host.stdout.readline() == "ready\n"
         try:
             for command in READERS + WRITERS:
-                assert_one_line_error(run(*command, copy), "is in use by another process")
+                assert_one_line_error(run(*command, copy), f"is in use by process {host.pid}")
         finally:
             assert host.stdin is not None
             host.stdin.close()
