@@ -280,7 +280,7 @@ def test_trap_21_nothing_is_written_past_sqlite_utils_and_no_insert_makes_a_tabl
             assert [ast.unparse(call) for call in inserts] == [], path
 
 
-def test_trap_24_there_is_one_place_that_connects_to_a_database() -> None:
+def test_trap_24_there_is_one_place_that_connects() -> None:
     places = [str(path) for path, tree in modules() if calls_of(tree, "connect")]
     # A backup makes a file of its own, which nobody else knows of yet.
     assert places == ["persistence/backup.py", "persistence/database.py"]
