@@ -2,8 +2,8 @@
 
     python -m benchmarks.journal [--quick] [--json]
 
-Without it, an accepted message is not stored before its turn begins, no turn has a row, and a crash loses what
-was accepted; history is stored just the same, one commit at each turn's end.
+Without it, an accepted message is not stored before its turn begins, no turn has a row, and a crash loses
+what was accepted; history is stored just the same, by one commit at the end of each turn.
 """
 
 from __future__ import annotations

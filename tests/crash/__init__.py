@@ -1,0 +1,1 @@
+"""Hosts that are killed, and files as a power loss leaves them."""

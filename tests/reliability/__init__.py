@@ -1,0 +1,1 @@
+"""The guarantees, each shown by a check that runs small in the test command and long on its own."""
