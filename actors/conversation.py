@@ -30,6 +30,7 @@ from actors.messages import (
     OpeningFailed,
     OpenSession,
     OwedStored,
+    PayOwed,
     Proceed,
     SessionReady,
     Settle,
@@ -97,6 +98,8 @@ class ConversationActor(Accepting):
                 return self._cancel(message.turn_id)
             case ClosedTurnsStored():
                 return self._closed_turns_stored(message)
+            case PayOwed():
+                return self._pay_owed()
             case OwedStored():
                 self._writes -= 1
                 return self._advance()

@@ -20,6 +20,7 @@ from actors.messages import (
     CompactionDone,
     ConversationStopped,
     OwedStored,
+    PayOwed,
 )
 from actors.opening import log_repairs
 from actors.services import Services
@@ -30,6 +31,8 @@ from actors.transfer import MovedConversation
 from actors.turn import Turn, emit
 from actors.workqueue import CompactionWork, Work, WorkQueue
 from persistence.records import TurnResult
+
+PAY_AGAIN_S = 5.0
 
 
 class ConversationCore(GreenletActor):
@@ -60,6 +63,7 @@ class ConversationCore(GreenletActor):
         self._settled: list[GreenletFuture[None]] = []
         self._on_quiet: GreenletFuture[Any] | None = None
         self._title_greenlet: gevent.Greenlet | None = None
+        self._pay_timer: gevent.Greenlet | None = None
         state.ref = self.actor_ref
         if moved is not None:
             self._move_in(moved)
@@ -155,6 +159,8 @@ class ConversationCore(GreenletActor):
                     self._leave(ConversationStopped(self._state.id, unstored=unstored))
                 return
         if self._on_quiet is not None:
+            if self._pays_last():
+                return
             reply, self._on_quiet = self._on_quiet, None
             if isinstance(self._refusal, RuntimeClosed):
                 self._fail(self._queue.take_all(), self._refusal)
@@ -163,16 +169,28 @@ class ConversationCore(GreenletActor):
             else:
                 reply.set(self._hand_over())
                 self._leave(None)
+        elif self._journal is not None and self._journal.owes:
+            self._pay_later()
 
     def _pays_last(self) -> bool:
         """Whether, before it leaves, the conversation tries once more to store what it could not."""
         if self._journal is None or not self._journal.owes or self._paid_last:
             return False
         self._paid_last = True
-        self._writes += 1
-        ref = self.actor_ref
-        self._journal.pay(lambda _error: notify(ref, OwedStored()))
+        self._pay_owed()
         return True
+
+    def _pay_later(self) -> None:
+        """Nothing else is stored that what is owed could go with: try again after a while."""
+        if self._pay_timer is None and self._services.store.stats.failed is None:
+            self._pay_timer = gevent.spawn_later(PAY_AGAIN_S, notify, self.actor_ref, PayOwed())
+
+    def _pay_owed(self) -> None:
+        self._pay_timer = None
+        if self._journal is not None and self._journal.owes:
+            self._writes += 1
+            ref = self.actor_ref
+            self._journal.pay(lambda _error: notify(ref, OwedStored()))
 
     def _hand_over(self) -> MovedConversation:
         self._drop_compactions(ConversationClosed(f"conversation {self._state.id} has moved"))
@@ -182,11 +200,16 @@ class ConversationCore(GreenletActor):
         return moved
 
     def _leave(self, notice: ConversationStopped | None) -> None:
-        if self._title_greenlet is not None:
-            self._title_greenlet.kill(block=False)
+        self._stop_beside()
         if notice is not None:
             self._tell_registry(notice)
         self.stop()
+
+    def _stop_beside(self) -> None:
+        """End what goes on beside the turns."""
+        for greenlet in (self._title_greenlet, self._pay_timer):
+            if greenlet is not None:
+                greenlet.kill(block=False)
 
     # -- telling others ----------------------------------------------------------------------------
 

@@ -159,8 +159,7 @@ class Ending(ConversationCore):
         error.__cause__ = reason
         works: list[Work] = [*self._queue.take_all()]
         self._stop_activity()
-        if self._title_greenlet is not None:
-            self._title_greenlet.kill(block=False)
+        self._stop_beside()
         if isinstance(self._activity, Turn):
             works += [self._activity.ticket, *(steer.ticket for steer in self._activity.steers)]
         elif self._activity is not None:

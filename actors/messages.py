@@ -397,6 +397,11 @@ class ClosedTurnsStored:
 
 
 @frozen
+class PayOwed:
+    """It is time to store what could not be stored. Told by a timer."""
+
+
+@frozen
 class OwedStored:
     """Ends of turns that could not be stored in their time are committed, or failed again."""
 

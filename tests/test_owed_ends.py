@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import Runtimes, handle_of, opened_runtimes, topic
+from support import Runtimes, handle_of, opened_runtimes, topic, until
 from turns_support import HeldModel, let_run
 
+from actors import conversation_core
 from palaver import Runtime, StorageError
 from persistence.committer import Committer, Item
 from persistence.verify import verify
@@ -123,3 +124,30 @@ def test_a_close_tries_once_more_to_store_what_is_missing(runtimes: Runtimes, fa
     model.next().say("now")
     assert rt.close(topic(rt)) is True
     assert states(rt, handle) == [("one", "done")]
+
+
+def test_an_idle_conversation_tries_again_after_a_while(
+    runtimes: Runtimes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conversation_core, "PAY_AGAIN_S", 0.01)
+    model = HeldModel()
+    rt, committer = opened(runtimes, model)
+    cid = topic(rt)
+    rt.submit(cid, "one")
+    held = model.next()
+    committer.times = 3
+    held.say("lost")
+    until(lambda: states(rt, handle_of(rt, cid)) == [("one", "failed")])
+    assert committer.times == 0
+
+
+def test_a_shutdown_stores_what_is_owed(runtimes: Runtimes) -> None:
+    model = HeldModel()
+    rt, committer = opened(runtimes, model)
+    ticket = rt.submit(topic(rt), "one")
+    held = model.next()
+    committer.times = 1
+    held.say("lost")
+    with pytest.raises(StorageError):
+        ticket.result()
+    assert runtimes.reopen(rt).unfinished() == []
