@@ -114,12 +114,21 @@ class RegistryActor(GreenletActor):
         self._closing: dict[int, Closing] = {}
         self._closing_topics: dict[tuple[Pair, str], list[int]] = {}
         self._refusal: RuntimeClosed | None = None
+        self._asking: list[Waiter] = []  # whose session is being looked for
         self._put_off: list[UnfinishedSession] = []  # could not be opened; `_retry` waits with them
         self._retry: gevent.Greenlet | None = None
 
     def on_death(self, reason: BaseException | None) -> None:
         if self._retry is not None:
             self._retry.kill(block=False)
+        gone = RuntimeClosed("the runtime was shut down meanwhile; open a new one")
+        left = [*self._asking, *(w for opening in self._opening.values() for w in opening.waiters)]
+        for closing in self._closing.values():
+            left += closing.waiters
+            for reply in (closing.reply, *closing.others):
+                reply.fail(gone)
+        for waiter in left:
+            waiter.reply.fail(gone)
         if reason is not None:
             notify(self._supervisor, ChildDied("registry", reason))
 
@@ -335,6 +344,7 @@ class RegistryActor(GreenletActor):
 
     def _look_up(self, waiter: Waiter, handle: str) -> None:
         ref = self.actor_ref
+        self._asking.append(waiter)
         self._services.store.submit(
             partial(sessions.find_session, handle=handle),
             lambda found, error: notify(ref, SessionLookedUp(handle, found, error, waiter)),
@@ -342,6 +352,7 @@ class RegistryActor(GreenletActor):
 
     def _looked_up(self, notice: SessionLookedUp) -> None:
         waiter: Waiter = notice.request
+        self._asking.remove(waiter)
         if notice.error is not None:
             waiter.reply.fail(notice.error)
         elif isinstance(waiter.request, DeleteSession):

@@ -2151,3 +2151,26 @@ def test_a_transfer_that_fails_midway_leaves_every_conversation_alive_on_one_sid
         "after",
     ]
     assert first.get_or_create("crab", "carol") > stays  # it opens new ones again
+
+
+def test_who_waits_for_a_session_to_be_looked_up_hears_of_a_shutdown(runtimes: Runtimes) -> None:
+    rt = runtimes.open()
+    with runtimes.held_database(rt):
+        waiting = [
+            gevent.spawn(call, handle)
+            for call in (rt.load, rt.delete_session)
+            for handle in ("one", "another")
+        ]
+        gevent.idle()
+        stopping = gevent.spawn(rt.shutdown, 0)
+        gevent.idle()
+    stopping.get()
+    outcomes = [_error_or_value(one) for one in waiting]
+    assert all(isinstance(o, RuntimeClosed | SessionNotFound) or o is False for o in outcomes), outcomes
+
+
+def _error_or_value(greenlet: gevent.Greenlet) -> object:
+    try:
+        return greenlet.get()
+    except PalaverError as error:
+        return error
