@@ -130,6 +130,8 @@ class Ledger:
             self._acknowledged(event)
         elif kind == "open" and event["recover"] == "fail":
             self.failed_at = life
+        elif kind == "log" and not self.poison:
+            self.problems.append(f"life {life} logged an error: {event['words']}")
         elif kind == "shutdown":
             self._closing[life] = None
         elif kind == "ended":
