@@ -11,13 +11,10 @@ A failure prints its steps. `PALAVER_SHRINK=1` makes them few, in some minutes.
 
 from __future__ import annotations
 
-import gc
-import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import combinations, count
 from pathlib import Path
@@ -44,7 +41,7 @@ from reliability.check import Check
 from reliability.plain_chat import DAY_S, Answer, Chat, Message, Promise
 from reliability.plain_records import Note, Part, Row
 from reliability.plain_world import World
-from reliability.stage import AGENTS, Asked, Life, wait
+from reliability.stage import AGENTS, Asked, Life, in_memory, quiet, wait
 
 STEPS = 50
 MAX_LOOP_STEPS = 10**12
@@ -602,25 +599,8 @@ def gone(path: Path) -> None:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the log, which tells of every kill."""
-    logger = logging.getLogger("palaver")
-    before, logger.disabled = logger.level, False
-    logger.setLevel(logging.CRITICAL + 1)
-    gc.collect()
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        logger.setLevel(before)
-
-
 def run(examples: int, seed_: int, folder: Path) -> int:
     """So many examples of 50 steps each."""
-    Machine.folder, Machine.template = folder, folder / "template.db"
-    close_database(open_database(Machine.template))
     shrinking = (Phase.shrink,) if os.environ.get("PALAVER_SHRINK") else ()
     chosen_settings = settings(
         max_examples=examples,
@@ -638,13 +618,21 @@ def run(examples: int, seed_: int, folder: Path) -> int:
             super().__init__()
             next(done)
 
-    with quiet():
-        run_virtual(
-            lambda: run_state_machine_as_test(
-                seed(seed_)(Counted), settings=chosen_settings, _min_steps=0 if shrinking else STEPS - 1
-            ),
-            max_steps=MAX_LOOP_STEPS,
-        )
+    with quiet(), in_memory(folder) as inside:
+        Machine.folder, Machine.template = inside, inside / "template.db"
+        close_database(open_database(Machine.template))
+        try:
+            run_virtual(
+                lambda: run_state_machine_as_test(
+                    seed(seed_)(Counted), settings=chosen_settings, _min_steps=0 if shrinking else STEPS - 1
+                ),
+                max_steps=MAX_LOOP_STEPS,
+            )
+        except BaseException as error:
+            error.add_note(
+                f"to see it again: reliability.machine.run({examples}, {seed_}, folder); PALAVER_SHRINK=1"
+            )
+            raise
     return next(done)
 
 

@@ -11,7 +11,6 @@ two turns of a conversation at once.
 
 from __future__ import annotations
 
-import gc
 import random
 import sqlite3
 from collections import Counter
@@ -41,6 +40,7 @@ from palaver import (
 from persistence.database import close_database, open_database
 from persistence.verify import verify
 from reliability.check import Check
+from reliability.stage import quiet
 
 AGENT, GUEST = "crab", "owl"
 CALLERS = 4  # of each conversation
@@ -348,15 +348,11 @@ def played(path: Path, conversations: int, seed: int) -> tuple[Load, Watcher, di
 def run(turns: int, seed: int, folder: Path) -> int:
     """At least so many turns, in runs of some hundred conversations."""
     done = number = 0
-    gc.collect()
-    gc.freeze()  # what was there before is not looked through at every collection
-    try:
+    with quiet():
         while done < turns:
             conversations = max(1, min(MOST_CONVERSATIONS, (turns - done) // (CALLERS * MESSAGES) + 1))
             done += one(folder / f"{number}.db", conversations, seed * 1_000 + number)
             number += 1
-    finally:
-        gc.unfreeze()
     return done
 
 

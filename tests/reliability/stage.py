@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import logging
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +33,7 @@ from persistence.inline import InlineWorker
 from persistence.sources import seeded_sources
 from reliability.plain_chat import COUNTED, IN_ALL, PER_CONVERSATION, PER_SENDER, TITLE, Answer
 
+RAM_DISK = Path("/dev/shm")
 INJECTED = "injected"
 COMMIT_S = 0.001
 SETTLED_S = 0.25  # far more commits than any one call needs
@@ -167,6 +173,32 @@ def outcome(function: Callable[[], Any]) -> tuple[Any, Exception | None]:
         return function(), None
     except Exception as error:
         return None, error
+
+
+@contextmanager
+def in_memory(folder: Path) -> Iterator[Path]:
+    """A folder on a RAM disk, where there is one: nothing on virtual time depends on what a disk keeps."""
+    if not os.access(RAM_DISK, os.W_OK):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="palaver-", dir=RAM_DISK) as inside:
+        yield Path(inside)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the log, which tells of every failure, and without looking through what was there before at
+    every garbage collection."""
+    logger = logging.getLogger("palaver")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        logger.setLevel(before)
 
 
 def wait(seconds: float) -> None:

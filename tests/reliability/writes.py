@@ -9,11 +9,9 @@ of the file when the disk was broken.
 
 from __future__ import annotations
 
-import logging
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -21,7 +19,6 @@ from typing import Any
 
 import gevent
 from failing import FOR_GOOD, ONCE, FailingStatements, Kind, Point
-from gevent.event import Event as Signal
 from turns_support import assert_at_rest, assert_memory_is_disk
 
 from palaver import (
@@ -41,6 +38,7 @@ from persistence.database import close_database, open_database
 from persistence.inline import InlineWorker
 from persistence.sources import seeded_sources
 from reliability.check import Check
+from reliability.stage import in_memory, quiet, wait
 from reliability.whole import content_problems, whole_problems
 
 AGENT, SENDER = "crab", "alice"
@@ -198,10 +196,6 @@ def answers(request: ModelRequest) -> Reply:
 def work() -> str:
     wait(1.0)
     return "worked"
-
-
-def wait(seconds: float) -> None:
-    Signal().wait(seconds)
 
 
 # -- one point -------------------------------------------------------------------------------------
@@ -395,21 +389,10 @@ def again(workload: str, kind: Kind, order: int, place: int, folder: Path) -> No
     Run(workload, template, folder / "point.db", order, Point(place, kind))
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the log, which tells of every failure."""
-    logger = logging.getLogger("palaver")
-    before_, logger.level = logger.level, logging.CRITICAL + 1
-    try:
-        yield
-    finally:
-        logger.level = before_
-
-
 def run(count: int, seed: int, folder: Path) -> int:
     """As many points, the same number of each workload and kind."""
-    with quiet():
-        points = [Points(name, kinds, seed, folder) for name in WORKLOADS for kinds in (ONCE, FOR_GOOD)]
+    with quiet(), in_memory(folder) as inside:
+        points = [Points(name, kinds, seed, inside) for name in WORKLOADS for kinds in (ONCE, FOR_GOOD)]
         each = -(-count // len(points))
         for one in points:
             for _ in range(each):
