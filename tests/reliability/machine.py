@@ -314,10 +314,16 @@ class Machine(RuleBasedStateMachine):
             self.view.same_switch,
         )
 
-    @precondition(lambda self: self.world.closing or (self.steps % 9 == 0 and self.world.store.sessions))
-    @rule(pick=picks)
-    def delete_session(self, pick: int) -> None:
+    @precondition(lambda self: self.world.closing or (self.steps % 7 == 0 and self.world.store.sessions))
+    @rule(pick=picks, kill=st.booleans())
+    def delete_session(self, pick: int, kill: bool) -> None:
+        """And perhaps kill the process: the ids of what is gone are not given again."""
+        torn = self.fuse is not None
         self.delete(self._handle(pick))
+        if kill and not torn:
+            self._record()
+            self._killed(self._marks())
+            self.boot("run", both[0])
 
     def delete(self, handle: str) -> None:
         self.do(partial(self.world.delete, handle), partial(self.life.rt.delete_session, handle))
