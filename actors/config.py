@@ -111,6 +111,18 @@ class Limits:
         tool_output_chars: characters of a tool's result; longer ones are cut, visibly.
         event_buffer: events that a subscriber may be behind before it is told `Lagged`.
         database_backlog: jobs that wait for the database thread.
+        live_conversations: conversations in memory; idle topics leave it to make room for others.
+        history_bytes: the histories of all live conversations together, in bytes as far as that is known;
+            idle topics leave memory to make room.
+        model_calls: calls of models at once, of all conversations together; further ones wait, and senders
+            take turns.
+        tool_calls: the same for calls of tools.
+        passivate_after_s: seconds after which an idle topic conversation leaves memory, until its next
+            message.
+        tmp_expires_s: seconds after which an idle tmp chat ends, with all that it held.
+        turn_s: seconds that a turn may take, from its beginning.
+        model_round_s: seconds that a model may take for one answer, once its call is made.
+        tool_call_s: seconds that a tool may take for one call.
         attempts: how often a turn is begun before it ends `failed`, when its process or its conversation
             died each time.
         keys_kept_s: seconds for which an idempotency key stands for its message; longer while that has not
@@ -125,6 +137,15 @@ class Limits:
     tool_output_chars: int = field(default=200_000, validator=_count)
     event_buffer: int = field(default=1_024, validator=_count)
     database_backlog: int = field(default=200_000, validator=_count)
+    live_conversations: int = field(default=2_000_000, validator=_count)
+    history_bytes: int = field(default=2_147_483_648, validator=_count)
+    model_calls: int = field(default=10_000, validator=_count)
+    tool_calls: int = field(default=10_000, validator=_count)
+    passivate_after_s: float = field(default=3_600.0, validator=_seconds)
+    tmp_expires_s: float = field(default=86_400.0, validator=_seconds)
+    turn_s: float = field(default=21_600.0, validator=_seconds)
+    model_round_s: float = field(default=900.0, validator=_seconds)
+    tool_call_s: float = field(default=3_600.0, validator=_seconds)
     attempts: int = field(default=3, validator=_count)
     keys_kept_s: float = field(default=86_400.0, validator=_seconds)
     ask_timeout_s: float = field(default=30.0, validator=_seconds)

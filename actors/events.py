@@ -1,4 +1,4 @@
-"""What a turn tells its subscribers, as it happens.
+"""What a turn, and the runtime itself, tell their subscribers, as it happens.
 
 Deltas come only between the start and the end of their segment, and one segment is open at a time.
 """
@@ -127,3 +127,60 @@ class Done(Event):
     """The turn is over and, for a topic, stored."""
 
     result: TurnResult
+
+
+# -- of the runtime itself -------------------------------------------------------------------------
+
+
+@frozen
+class Incident(Event):
+    """Something that an operator wants to know: one event, one line in the log, one count in `stats`."""
+
+
+@frozen
+class ActorRestarted(Incident):
+    """An actor died of `reason` and was started again, for the `attempt`-th time within its period, after
+    `delay_s` seconds."""
+
+    actor: str
+    reason: str
+    attempt: int = 1
+    delay_s: float = 0.0
+
+
+@frozen
+class ActorParked(Incident):
+    """An actor kept dying and is not started again by itself; `reason` is what it died of last."""
+
+    actor: str
+    reason: str
+
+
+@frozen
+class Passivated(Incident):
+    """An idle topic conversation left memory after `idle_s` seconds; its next message brings it back."""
+
+    idle_s: float
+
+
+@frozen
+class Expired(Incident):
+    """A tmp chat ended, with all that it held, after `idle_s` seconds without a message."""
+
+    idle_s: float
+
+
+@frozen
+class Overflowed(Incident):
+    """Something was refused, or cut, because a bound was reached: `limit`, a field of `Limits`, is `most`."""
+
+    limit: str
+    most: int
+
+
+@frozen
+class DeadLettered(Incident):
+    """A message was given up because its process or conversation ended each time that it was begun."""
+
+    turn_id: int
+    reason: str

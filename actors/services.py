@@ -14,6 +14,7 @@ from actors.agents import AgentTable
 from actors.config import Limits
 from actors.directory import Directory
 from actors.hooks import Hooks
+from actors.incidents import Incidents
 from actors.storage import Store
 from actors.tools import ToolRegistry
 from persistence.records import UnfinishedSession
@@ -31,6 +32,7 @@ class Services:
     tools: ToolRegistry
     hooks: Hooks
     directory: Directory
+    incidents: Incidents
     turn_ids: Iterator[int] = field(factory=lambda: itertools.count(1))
     left_undone: dict[str, deque[UnfinishedSession]] = field(factory=dict)  # to be brought back, by agent
     registry: pykka.ActorRef[Any] | None = None

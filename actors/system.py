@@ -16,6 +16,7 @@ from actors.builtin_tools import builtin_tools
 from actors.config import Limits
 from actors.directory import Directory
 from actors.hooks import Hooks
+from actors.incidents import Incidents
 from actors.memory import MemoryActor
 from actors.models.base import Model
 from actors.registry import RegistryActor
@@ -80,8 +81,9 @@ class System:
             store=store,
             agents=AgentTable(models, registry := ToolRegistry(tools)),
             tools=registry,
-            hooks=Hooks(hooks),
-            directory=Directory(limits, sources.clock),
+            hooks=(joined := Hooks(hooks)),
+            directory=(directory := Directory(limits, sources.clock)),
+            incidents=Incidents(directory, joined),
         )
         for tool in builtin_tools(services):
             registry.add(tool)
