@@ -173,7 +173,7 @@ def _on_files(
                 break
             own = folder / f"{check} {number}"
             own.mkdir()
-            with _repeatable(check, seed, number, own):
+            with _repeatable(f"{check} {count} {seed}", number, own):
                 series = Series(driver, own, f"{seed} {number}", "host", **common)
                 done += on_one_file(driver, random.Random(f"{check} {seed} {number}"), series)
             shutil.rmtree(own)
@@ -181,11 +181,11 @@ def _on_files(
 
 
 @contextlib.contextmanager
-def _repeatable(check: str, seed: int, number: int, folder: Path) -> Iterator[None]:
+def _repeatable(part: str, number: int, folder: Path) -> Iterator[None]:
     try:
         yield
     except AssertionError as error:
-        again = f"python tests/reliability --only {check} --seed {seed}"
+        again = f"python tests/reliability --part {part}"
         raise AssertionError(f"{error}\n(file {number} in {folder}; again: {again})") from error
 
 

@@ -121,5 +121,5 @@ class World:
         what = str(error) if isinstance(error, Violation) else f"G13: {error!r}"
         events = [f"  {at:12.6f}  {who:6} {text}" for at, who, text in self.trace[-LAST_EVENTS:]]
         where = f"in world {self.number}, life {self.ledger.life}, at {self.now:.6f} virtual seconds, after"
-        again = f"again: python tests/reliability --only seeds --quick --seed {self.number}"
+        again = f"again: python tests/reliability --part seeds 1 {self.number}"
         return "\n".join((what, where, *events, again))
