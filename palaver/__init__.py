@@ -66,6 +66,8 @@ if TYPE_CHECKING:
     from actors.state import CompactOutcome, ConversationInfo, ConversationSnapshot, SwitchOutcome
     from actors.ticket import Ticket
     from actors.tools import Tool, ToolContext
+    from palaver.host.client import HostClient, HostTicket, Place
+    from palaver.host.errors import HostInUse, HostUnreachable, ProtocolError
     from palaver.runtime import Runtime
     from palaver.stats import Stats
     from persistence.errors import (
@@ -173,6 +175,16 @@ _HOMES = {
         "Tool",
         "ToolContext",
     ),
+    "palaver.host.client": (
+        "HostClient",
+        "HostTicket",
+        "Place",
+    ),
+    "palaver.host.errors": (
+        "HostInUse",
+        "HostUnreachable",
+        "ProtocolError",
+    ),
     "palaver.runtime": ("Runtime",),
     "palaver.stats": ("Stats",),
     "persistence.errors": (
@@ -232,6 +244,10 @@ __all__ = [
     "GreenletFuture",
     "HandlerFailed",
     "HistoryEntry",
+    "HostClient",
+    "HostInUse",
+    "HostTicket",
+    "HostUnreachable",
     "Incident",
     "InvalidConfig",
     "InvalidInput",
@@ -250,6 +266,8 @@ __all__ = [
     "Overflowed",
     "PalaverError",
     "Passivated",
+    "Place",
+    "ProtocolError",
     "RecordError",
     "Reply",
     "ResultTimeout",

@@ -1,0 +1,1 @@
+"""An agent host: a configuration file, a process that runs until it is told to stop, and its Unix socket."""
