@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from attrs import evolve
+from crash import audit_ends
 from crash.audit import audit
 from crash.driver import TESTS, Driver, Kill
 from crash.evidence import Evidence
-from crash.picture import EntrySeen, MarkerSeen, Picture, SteerSeen
+from crash.ledger import Ledger
+from crash.picture import EntrySeen, MarkerSeen, Picture, SteerSeen, TurnSeen
 from crash.series import Series
 
 from persistence.records import HistoryEntry
@@ -242,3 +244,31 @@ def test_a_committed_tool_call_that_is_made_again_is_noticed(lived: Series) -> N
     what = next(iter(lived.ledger.committed))
     with pytest.raises(AssertionError, match="G20: the tool call"):
         audit(Evidence(lived.ledger, lived.picture, [("9", what)], drained=True))
+
+
+# -- what the audit must not take for a loss --------------------------------------------------------
+
+
+def test_a_keyed_message_may_come_anew_after_a_close_when_its_first_turn_was_deleted() -> None:
+    _check_close(told=1)
+
+
+def test_a_keyed_message_that_is_left_undone_by_a_close_is_noticed() -> None:
+    with pytest.raises(AssertionError, match=r"G8: 1\.2 has closed plan a, and turn 2 '1.1 t0 d0' is queued"):
+        _check_close(told=2)
+
+
+def _check_close(told: int) -> None:
+    """A message with a key is in a topic's queue as turn 2, behind a close; its call before the close was
+    told turn `told`."""
+    ledger = Ledger()
+    place = {"cid": 1, "handle": "plan a", "agent": "solo", "sender": "ann", "life": "1"}
+    message = {"content": "1.1 t0 d0", "key": "key 1", "busy": "enqueue"}
+    ledger.hear({"e": "begin", "op": "1.1", "do": "submit", **message, **place})
+    ledger.hear({"e": "ack", "op": "1.1", "turn": told, "life": "1"})
+    ledger.hear({"e": "begin", "op": "1.2", "do": "close", **place})
+    ledger.hear({"e": "ack", "op": "1.2", "value": True, "life": "1"})
+    turn = TurnSeen(2, "plan a", "solo", "ann", "1.1 t0 d0", "queued", 0, "key 1", None)
+    (closes, *_) = audit_ends.CHECKS
+    problems = closes(Evidence(ledger, Picture(turns={2: turn}), [], drained=False))
+    assert [*problems] == []

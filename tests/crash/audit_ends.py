@@ -34,10 +34,12 @@ def _after_close(on: Evidence, close: Op, op: Op) -> Iterator[str]:
         if op.accepted:
             yield f"G8: {op.name} was accepted after {close.name} had closed its conversation"
         return
-    if op.facts.get("key") is not None and not op.accepted:
-        return  # the same content may have come again, after the close
     content = op.facts["content"]
     turn, steer = on.turns.get(content), on.steers.get(content)
+    if op.facts.get("key") is not None and (turn is None or op.told_turn != turn.id):
+        # The same content may have come again, after the close: this call was not answered, or the turn that
+        # answered it was another topic's, and went with that and the key when the session was deleted.
+        return
     if turn is not None and turn.handle == close.handle and not turn.ended:
         yield f"G8: {close.name} has closed {close.handle}, and turn {turn.id} {content!r} is {turn.state}"
     if steer is not None and steer.applied_turn is None:

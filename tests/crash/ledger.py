@@ -54,6 +54,11 @@ class Op:
         return self.ack is not None and self.ack.get("error") in REFUSALS
 
     @property
+    def told_turn(self) -> int | None:
+        """The id of the turn that its caller was told; None if it was told of none."""
+        return self.ack.get("turn") if self.ack is not None else None
+
+    @property
     def handle(self) -> str:
         return str(self.facts["handle"])
 

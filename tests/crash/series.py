@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 from collections.abc import Callable
@@ -36,6 +37,7 @@ class Series:
         self._driver = driver
         self._folder = folder
         self._notes = folder / f"{name}.notes"
+        self._said: list[dict[str, Any]] = []  # all that the ledger heard, for whoever looks at a failure
         self._read = 0
         self._common = {
             "path": str(self.path),
@@ -60,7 +62,7 @@ class Series:
         full = {"life": str(self.lives), "mode": mode, **self._common, **order}
         self.ledger.begin(full.get("recover", "run"))
         for event in self._driver.live(full, kill):
-            self.ledger.hear(event)
+            self._hear(event)
             if event["e"] == "ended":
                 self.last = event
             else:
@@ -76,7 +78,7 @@ class Series:
         """Book what the lives say, until `enough` is true of something."""
         while True:
             event = self._driver.hear()
-            self.ledger.hear(event)
+            self._hear(event)
             if enough(event):
                 return event
 
@@ -89,18 +91,25 @@ class Series:
         """Compare the file with the ledger.
 
         Raises:
-            AssertionError: with what is wrong, and after which life.
+            AssertionError: with what is wrong, and after which life. All that lives said is beside the file
+                then, a line of JSON each.
         """
         try:
             self.picture = take_picture(self.path, self._folder)
             audit(Evidence(self.ledger, self.picture, self._new_notes(), drained))
         except AssertionError as error:
+            lines = "".join(f"{json.dumps(event)}\n" for event in self._said)
+            self.path.with_suffix(".said").write_text(lines)
             raise AssertionError(f"{error}\n(life {self.lives} on {self.path})") from error
 
     @property
     def killed(self) -> bool:
         """Whether the last life was killed, and did not end by itself."""
         return bool(self.last["status"] == -signal.SIGKILL)
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        self._said.append(event)
+        self.ledger.hear(event)
 
     def _new_notes(self) -> list[tuple[str, str]]:
         if not self._notes.exists():
