@@ -209,6 +209,7 @@ class Accepting(Ending):
     def _steer(self, ticket: Ticket) -> None:
         ticket.owner = self.actor_ref
         ticket.sender = ticket.sender or self._state.sender
+        ticket.accepted_at = ticket.accepted_at or self._services.clock.wall()
         turn = self._steerable
         if self._refusal is not None:
             ticket.fail(self._refusal)

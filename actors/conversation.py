@@ -257,6 +257,8 @@ class ConversationActor(Accepting):
         self._services.directory.release(ticket.turn_id, self._state.sender)
         if error is None:
             self._state.history.extend(ended.entries)
+            took = self._services.clock.monotonic() - ended.turn.started_at
+            self._services.directory.counts.took.add(took)
             self._finish(ticket, ended.result)
             self._place_leftovers(message.leftovers)
         else:

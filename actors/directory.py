@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from actors.config import Limits
+from actors.counts import Counts
 from actors.errors import MailboxFull
 from actors.events import Event
 from actors.feed import EventStream
@@ -23,11 +25,29 @@ class Directory:
     def __init__(self, limits: Limits, clock: Clock) -> None:
         self._limits = limits
         self._clock = clock
-        self.conversations: dict[int, ConversationState] = {}
+        self.counts = Counts(clock.monotonic())
+        self._conversations: dict[int, ConversationState] = {}
         self.routers: dict[tuple[str, str], TopicRouter] = {}
         self.tickets: dict[int, Ticket] = {}
         self.queued_by_sender: dict[str, int] = {}
         self.streams: list[EventStream[tuple[ConversationInfo, Event]]] = []
+
+    @property
+    def conversations(self) -> Mapping[int, ConversationState]:
+        """The live conversations, by id."""
+        return self._conversations
+
+    def enter(self, state: ConversationState) -> None:
+        """A conversation is live from now on."""
+        self._conversations[state.id] = state
+        state.count_in(self.counts)
+
+    def leave(self, conversation_id: int) -> ConversationState | None:
+        """A conversation is not live any more; its state, if it was."""
+        state = self._conversations.pop(conversation_id, None)
+        if state is not None:
+            state.count_out(self.counts)
+        return state
 
     def active(self, agent: str, sender: str) -> int | None:
         """The pair's active conversation, or None."""
@@ -65,11 +85,14 @@ class Directory:
         """Count an accepted turn, whatever the bounds (work that moves or is brought back)."""
         self.queued_by_sender[sender] = self.queued_by_sender.get(sender, 0) + 1
         self.tickets[ticket.turn_id] = ticket
+        ticket.count_in(self.counts)
 
     def release(self, turn_id: int, sender: str) -> None:
         """The turn is over, or was not accepted after all."""
-        if self.tickets.pop(turn_id, None) is None:
+        ticket = self.tickets.pop(turn_id, None)
+        if ticket is None:
             return
+        ticket.count_out()
         left = self.queued_by_sender[sender] - 1
         if left:
             self.queued_by_sender[sender] = left
@@ -81,9 +104,9 @@ class Directory:
     def subscribe(self) -> EventStream[tuple[ConversationInfo, Event]]:
         """A stream of all conversations' events from now on."""
         stream: EventStream[tuple[ConversationInfo, Event]] = EventStream(
-            self._limits.event_buffer, self._with_info, self._drop_stream
+            self._limits.event_buffer, self._with_info, self._drop_stream, self.counts
         )
-        for state in self.conversations.values():
+        for state in self._conversations.values():
             stream.join_midway(state)
         self.streams.append(stream)
         return stream

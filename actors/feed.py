@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from gevent.queue import Queue
 
+from actors.counts import Counts
 from actors.events import (
     Done,
     Event,
@@ -38,20 +39,23 @@ class EventStream(Iterator[T], Generic[T]):
         limit: events that may wait to be read.
         wrap: makes the item that the reader gets from a source and an event.
         on_close: called once with this stream when the reader closes it.
+        counts: where missed events are counted.
     """
 
-    __slots__ = ("_broken", "_limit", "_missed", "_on_close", "_queue", "_wrap", "closed")
+    __slots__ = ("_broken", "_counts", "_limit", "_missed", "_on_close", "_queue", "_wrap", "closed")
 
     def __init__(
         self,
         limit: int,
         wrap: Callable[[Any, Event], T],
         on_close: Callable[[EventStream[T]], None] = lambda _stream: None,
+        counts: Counts | None = None,
     ) -> None:
         self._queue = Queue()
         self._limit = limit
         self._wrap = wrap
         self._on_close = on_close
+        self._counts = counts
         self._missed = 0
         # Sources whose open segment lost a piece; a reader that comes in the middle of one has lost some.
         self._broken: dict[Hashable, bool] = {}
@@ -100,6 +104,8 @@ class EventStream(Iterator[T], Generic[T]):
         elif isinstance(event, _STARTS + _DELTAS):
             self._broken[source] = True
         self._missed += 1
+        if self._counts is not None:
+            self._counts.lagged += 1
 
     def __iter__(self) -> EventStream[T]:
         return self

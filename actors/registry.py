@@ -270,7 +270,7 @@ class RegistryActor(GreenletActor):
         state = ConversationState(self._next_id, agent, sender, topic, self._services.clock.monotonic())
         self._next_id += 1
         ConversationActor.start(self._services, state)
-        self._conversations[state.id] = state
+        self._services.directory.enter(state)
         return state
 
     def _opened(self, notice: ConversationOpened) -> None:
@@ -489,7 +489,7 @@ class RegistryActor(GreenletActor):
                 self._again(waiter)
 
     def _forget(self, conversation_id: int) -> None:
-        state = self._conversations.pop(conversation_id, None)
+        state = self._services.directory.leave(conversation_id)
         if state is None:
             return
         self._drop_route(state)
@@ -551,7 +551,7 @@ class RegistryActor(GreenletActor):
         self._next_id = max(self._next_id, message.next_id)
 
     def _adopt_one(self, moved: MovedConversation) -> None:
-        self._conversations[moved.state.id] = moved.state
+        self._services.directory.enter(moved.state)
         if moved.state.handle is not None:
             self._handles[moved.state.handle] = moved.state.id
         ConversationActor.start(self._services, moved.state, moved).tell(Proceed())

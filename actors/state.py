@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pykka
 from attrs import frozen
 
+from actors.counts import Counts
 from actors.history import LiveHistory
 from persistence.records import HistoryEntry
 from persistence.sources import Clock
@@ -69,13 +70,14 @@ class ConversationState:
     """
 
     __slots__ = (
+        "_counts",
+        "_phase",
         "agent",
         "compaction_failures",
         "handle",
         "history",
         "id",
         "opened_at",
-        "phase",
         "queued",
         "ref",
         "sender",
@@ -90,7 +92,8 @@ class ConversationState:
         self.sender = sender
         self.topic = topic
         self.opened_at = opened_at
-        self.phase: ConversationPhase = "idle" if topic is None else "opening"
+        self._phase: ConversationPhase = "idle" if topic is None else "opening"
+        self._counts: Counts | None = None  # of the directory that it is in
         self.title = ""
         self.handle: str | None = None
         self.uptime_s = 0.0
@@ -98,6 +101,31 @@ class ConversationState:
         self.compaction_failures = 0
         self.history = LiveHistory()
         self.ref: pykka.ActorRef[Any] | None = None
+
+    @property
+    def phase(self) -> ConversationPhase:
+        """What it does: `opening`, `idle`, `running` or `closing`."""
+        return self._phase
+
+    @phase.setter
+    def phase(self, phase: ConversationPhase) -> None:
+        if self._counts is not None and phase != self._phase:
+            self._counts.leave(self._phase)
+            self._counts.enter(phase)
+        self._phase = phase
+
+    def count_in(self, counts: Counts) -> None:
+        """Count it in `counts` from now on, and no more where it was counted before."""
+        if self._counts is not None:
+            self._counts.leave(self._phase)
+        counts.enter(self._phase)
+        self._counts = counts
+
+    def count_out(self, counts: Counts) -> None:
+        """Count it no more in `counts`, if it was; another runtime may have taken it over."""
+        if self._counts is counts:
+            counts.leave(self._phase)
+            self._counts = None
 
     def info(self, clock: Clock) -> ConversationInfo:
         """One line of a listing, as of now."""

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import pykka
 from attrs import frozen
 
-from actors.errors import ConversationNotFound, InvalidInput, ResultTimeout
+from actors.counts import Counts
+from actors.errors import ConversationNotFound, InvalidInput, ResultTimeout, RuntimeClosed
 from actors.events import Done, Event
 from actors.feed import EventStream
 from actors.greenlet import GreenletFuture
@@ -41,7 +42,10 @@ class Ticket:
 
     __slots__ = (
         "_accepted",
+        "_counted",
+        "_counts",
         "_result",
+        "_state",
         "accepted_at",
         "attempts",
         "content",
@@ -58,7 +62,6 @@ class Ticket:
         "owner",
         "refused",
         "sender",
-        "state",
         "streams",
         "tool_choice",
         "turn_id",
@@ -75,7 +78,11 @@ class Ticket:
         key: str | None = None,
         tool_choice: str | None = None,
         on_busy: OnBusy = "enqueue",
+        counts: Counts | None = None,
     ) -> None:
+        self._counts = counts
+        self._counted = False  # as a turn that has not ended
+        self._state: TurnState = "queued"
         self.turn_id = turn_id
         self.conversation_id = conversation_id
         self.content = content
@@ -84,7 +91,6 @@ class Ticket:
         self.key = key
         self.tool_choice = tool_choice
         self.on_busy = on_busy
-        self.state: TurnState = "queued"
         self.accepted_at = 0.0
         self.attempts = 0  # how often it was started before
         self.last_entry: HistoryEntry | None = None  # of the steps that an earlier life stored
@@ -98,6 +104,18 @@ class Ticket:
         self.followers: list[Ticket] = []
         self._accepted: GreenletFuture[Ticket] = GreenletFuture()
         self._result: GreenletFuture[TurnResult] = GreenletFuture()
+
+    @property
+    def state(self) -> TurnState:
+        """Where the turn is; see above."""
+        return self._state
+
+    @state.setter
+    def state(self, state: TurnState) -> None:
+        if self._counted and self._counts is not None and state != self._state:
+            self._counts.release(self.turn_id, self._state)
+            self._counts.hold(self.turn_id, state, self.accepted_at)
+        self._state = state
 
     @property
     def last_answer(self) -> str | None:
@@ -182,7 +200,7 @@ class Ticket:
 
     def open_stream(self, limit: int, *, midway: bool = False) -> EventStream[Event]:
         """A stream of this turn's events; `midway` if the turn may be in the middle of a segment."""
-        stream: EventStream[Event] = EventStream(limit, _event_alone, self._drop_stream)
+        stream: EventStream[Event] = EventStream(limit, _event_alone, self._drop_stream, self._counts)
         if midway:
             stream.join_midway(None)
         if self.done:
@@ -193,20 +211,39 @@ class Ticket:
 
     def accept(self, by: Ticket | None = None) -> None:
         """The message is accepted; `by` is the ticket that stands for the same key."""
+        if self._counted and self._counts is not None and not self.durable:
+            self._counts.accepted += 1
         self.durable = True
         self._accepted.set(by if by is not None else self)
+
+    def count_in(self, counts: Counts) -> None:
+        """Count it among the turns that have not ended; the directory holds it."""
+        self._counts, self._counted = counts, True
+        counts.hold(self.turn_id, self._state, self.accepted_at)
+        if self.durable:
+            counts.brought_back += 1
+
+    def count_out(self) -> None:
+        """The directory has let it go: it has ended, or was not accepted, or leaves the runtime."""
+        self._counted = False
+        if self._counts is not None:
+            self._counts.release(self.turn_id, self._state)
 
     def follow(self, turn: Ticket) -> None:
         """This steer was put into `turn`: it ends as that turn ends."""
         self.turn_id = turn.turn_id
         self.state = "running"
         turn.followers.append(self)
+        if self._counts is not None:
+            self._counts.steered += 1
+            self._counts = None  # no turn of its own ends
 
     def finish(self, result: TurnResult) -> None:
         """The turn is over (and stored, for a topic): wake everybody who waits for it."""
         if self.done:
             return
         self.state = STATE_OF_STOP[result.stop_reason]
+        self._count_end()
         self._result.set(result)
         self._end_all(None)
         for follower in self.followers:
@@ -220,11 +257,17 @@ class Ticket:
         self.state = "failed"
         if not self.durable:
             self._accepted.fail(error)
+        elif not isinstance(error, RuntimeClosed):  # of which the journal says that it goes on
+            self._count_end()
         self._result.fail(error)
         self._end_all(error)
         for follower in self.followers:
             follower.fail(error)
         self.followers.clear()
+
+    def _count_end(self) -> None:
+        if self._counts is not None:
+            self._counts.ended[self._state] += 1
 
     def _end_all(self, error: BaseException | None) -> None:
         for stream in self.streams:

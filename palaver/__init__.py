@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from actors.config import AgentConfig, Limits
+    from actors.counts import Durations
     from actors.errors import (
         AgentExists,
         AgentNotRegistered,
@@ -66,10 +67,11 @@ if TYPE_CHECKING:
     from actors.state import CompactOutcome, ConversationInfo, ConversationSnapshot, SwitchOutcome
     from actors.ticket import Ticket
     from actors.tools import Tool, ToolContext
+    from palaver.health import Health
     from palaver.host.client import HostClient, HostTicket, Place
     from palaver.host.errors import HostInUse, HostUnreachable, ProtocolError
     from palaver.runtime import Runtime
-    from palaver.stats import Stats
+    from palaver.stats import Rates, Stats, rates
     from persistence.errors import (
         BacklogFull,
         DatabaseFailed,
@@ -100,6 +102,7 @@ _HOMES = {
         "AgentConfig",
         "Limits",
     ),
+    "actors.counts": ("Durations",),
     "actors.errors": (
         "AgentExists",
         "AgentNotRegistered",
@@ -175,6 +178,7 @@ _HOMES = {
         "Tool",
         "ToolContext",
     ),
+    "palaver.health": ("Health",),
     "palaver.host.client": (
         "HostClient",
         "HostTicket",
@@ -186,7 +190,7 @@ _HOMES = {
         "ProtocolError",
     ),
     "palaver.runtime": ("Runtime",),
-    "palaver.stats": ("Stats",),
+    "palaver.stats": ("Rates", "Stats", "rates"),
     "persistence.errors": (
         "BacklogFull",
         "DatabaseFailed",
@@ -238,11 +242,13 @@ __all__ = [
     "Deadlock",
     "DescriptionRequired",
     "Done",
+    "Durations",
     "Event",
     "Expired",
     "GreenletActor",
     "GreenletFuture",
     "HandlerFailed",
+    "Health",
     "HistoryEntry",
     "HostClient",
     "HostInUse",
@@ -268,6 +274,7 @@ __all__ = [
     "Passivated",
     "Place",
     "ProtocolError",
+    "Rates",
     "RecordError",
     "Reply",
     "ResultTimeout",
@@ -300,6 +307,7 @@ __all__ = [
     "Usage",
     "UserSteered",
     "WrongThread",
+    "rates",
 ]
 
 

@@ -467,6 +467,7 @@ class Runtime:
             key=key,
             tool_choice=tool_choice,
             on_busy=check_on_busy(on_busy),
+            counts=self._services.directory.counts,
         )
 
     def _hand_over(self, ticket: Ticket) -> None:

@@ -1,58 +1,152 @@
-"""What a runtime counts."""
+"""What a runtime counts: everything that an operator looks at, in one record."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 
 from attrs import frozen
 
+from actors.counts import Durations
 from actors.services import Services
-
-PHASES = ("opening", "idle", "running", "closing")
 
 
 @frozen
 class Stats:
-    """Counts of one runtime, now.
+    """Counts of one runtime, now. Sums are since it was opened.
 
-    `conversations` by state (`opening idle running closing`), `running` and `queued` turns,
-    `oldest_waiting_s` the age of the oldest queued turn (None if none waits), `database_*` the
-    worker's commits, jobs, waiting jobs and largest batch, `restarts` of actors, `closing_down` whether
-    new work is refused.
+    Asking for them costs the same whatever the number of conversations: they are counted as things happen.
+
+    Attributes:
+        uptime_s: seconds since the runtime was opened.
+        conversations: live ones by state: `opening idle running closing`.
+        running: turns that run.
+        queued: accepted turns and steers that wait.
+        oldest_waiting_s: seconds since the one of them that has waited longest was accepted; None if none
+            waits.
+        queued_most: the bound of `running` and `queued` together, `Limits.queued_total`.
+        turns_accepted: turns and steers accepted.
+        turns_brought_back: those that an earlier process or another runtime had accepted.
+        turns_ended: turns that reached a terminal state, by state: `done failed cancelled closed`.
+        steers_applied: steers that were put into a running turn; they end with it.
+        turn_seconds: how long turns ran, from their beginning to the commit of their end.
+        commits: transactions of the database.
+        database_jobs: jobs of the database.
+        database_waiting: jobs that wait for the database thread.
+        largest_batch: jobs in the largest transaction.
+        database_failed: why nothing is stored any more, or None.
+        file_bytes, wal_bytes: sizes of the database file and its write-ahead log after the last commit.
+        subscribers: readers of `Runtime.subscribe`.
+        lagged_events: events that readers missed because they fell behind.
+        actors_alive: whether the `registry` and the `memory` actor are there and answer.
+        restarts: actors that died and were started again.
+        parked: actors that kept dying and are not started again.
+        passivations: idle topics that left memory.
+        expirations: idle tmp chats that ended.
+        overflows: times that a bound was reached.
+        dead_letters: messages that were given up.
+        closing_down: whether new work is refused.
     """
 
+    uptime_s: float
     conversations: Mapping[str, int]
     running: int
     queued: int
     oldest_waiting_s: float | None
+    queued_most: int
+    turns_accepted: int
+    turns_brought_back: int
+    turns_ended: Mapping[str, int]
+    steers_applied: int
+    turn_seconds: Durations
     commits: int
     database_jobs: int
     database_waiting: int
     largest_batch: int
     database_failed: str | None
+    file_bytes: int
+    wal_bytes: int
     subscribers: int
+    lagged_events: int
+    actors_alive: Mapping[str, bool]
     restarts: int
+    parked: int
+    passivations: int
+    expirations: int
+    overflows: int
+    dead_letters: int
     closing_down: bool
+
+
+@frozen
+class Rates:
+    """What happened in each second between two `Stats`, on average."""
+
+    seconds: float
+    turns_accepted: float
+    turns_ended: float
+    turns_failed: float
+    commits: float
+    database_jobs: float
 
 
 def gather(services: Services, *, closing_down: bool) -> Stats:
     """The counts of the runtime that these services are of. Asks no actor."""
-    states: Counter[str] = Counter(state.phase for state in services.directory.conversations.values())
-    tickets = [*services.directory.tickets.values()]
-    waiting = [ticket.accepted_at for ticket in tickets if ticket.state == "queued" and ticket.accepted_at]
+    counts = services.directory.counts
     worker = services.store.stats
+    oldest = counts.oldest_waiting()
+    happened = services.incidents.counts
     return Stats(
-        conversations={phase: states[phase] for phase in PHASES},
-        running=sum(ticket.state == "running" for ticket in tickets),
-        queued=sum(ticket.state == "queued" for ticket in tickets),
-        oldest_waiting_s=services.clock.wall() - min(waiting) if waiting else None,
+        uptime_s=services.clock.monotonic() - counts.opened_at,
+        conversations=dict(counts.phases),
+        running=counts.running,
+        queued=len(counts.waiting),
+        oldest_waiting_s=None if oldest is None else services.clock.wall() - oldest,
+        queued_most=services.limits.queued_total,
+        turns_accepted=counts.accepted,
+        turns_brought_back=counts.brought_back,
+        turns_ended=dict(counts.ended),
+        steers_applied=counts.steered,
+        turn_seconds=counts.took.now(),
         commits=worker.commits,
         database_jobs=worker.jobs,
         database_waiting=worker.waiting,
         largest_batch=worker.largest_batch,
         database_failed=worker.failed,
+        file_bytes=worker.file_bytes,
+        wal_bytes=worker.wal_bytes,
         subscribers=len(services.directory.streams),
-        restarts=0,
+        lagged_events=counts.lagged,
+        actors_alive={
+            name: ref is not None and ref.is_alive()
+            for name, ref in (("registry", services.registry), ("memory", services.memory))
+        },
+        restarts=happened["ActorRestarted"],
+        parked=happened["ActorParked"],
+        passivations=happened["Passivated"],
+        expirations=happened["Expired"],
+        overflows=happened["Overflowed"],
+        dead_letters=happened["DeadLettered"],
         closing_down=closing_down,
+    )
+
+
+def rates(before: Stats, after: Stats) -> Rates:
+    """What happened in each second between two records of one runtime.
+
+    Where `before` is of an earlier runtime, one that was open for longer, the rates are of all the time
+    since `after`'s was opened. Between two records of one moment all rates are 0.
+    """
+    again = after.uptime_s < before.uptime_s
+    seconds = after.uptime_s if again else after.uptime_s - before.uptime_s
+
+    def rate(now: int, then: int) -> float:
+        return (now if again else now - then) / seconds if seconds > 0 else 0.0
+
+    return Rates(
+        seconds,
+        rate(after.turns_accepted, before.turns_accepted),
+        rate(sum(after.turns_ended.values()), sum(before.turns_ended.values())),
+        rate(after.turns_ended["failed"], before.turns_ended["failed"]),
+        rate(after.commits, before.commits),
+        rate(after.database_jobs, before.database_jobs),
     )

@@ -6,6 +6,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from attrs import define, field, frozen
@@ -42,13 +43,16 @@ _WAL_BYTES = 32 * 1024 * 1024
 
 @frozen
 class WorkerStats:
-    """What a worker has done. `waiting` is what is queued now; `failed` says why it refuses, or None."""
+    """What a worker has done. `waiting` is what is queued now; `failed` says why it refuses, or None;
+    `file_bytes` and `wal_bytes` are the sizes of the database file and its WAL after the last commit."""
 
     commits: int
     jobs: int
     largest_batch: int
     waiting: int
     failed: str | None
+    file_bytes: int = 0
+    wal_bytes: int = 0
 
 
 class _BatchUndone(Exception):
@@ -70,6 +74,8 @@ class Committer:
     commits: int = field(default=0, init=False)
     jobs: int = field(default=0, init=False)
     largest_batch: int = field(default=0, init=False)
+    file_bytes: int = field(default=0, init=False)
+    wal_bytes: int = field(default=0, init=False)
     _db: Database | None = field(default=None, init=False)
     _cause: BaseException | None = field(default=None, init=False)
     _wal: str | None = field(default=None, init=False)
@@ -80,6 +86,8 @@ class Committer:
         self._db = open_database(self.path, create=self.create)
         name = os.fsdecode(self.path)
         self._wal = None if name == MEMORY else os.path.realpath(name) + "-wal"
+        with suppress(OSError):  # there may be no WAL yet
+            self._measure()
 
     def close(self) -> None:
         """Close the file, or leave it and its WAL as they are after a failure. Nothing if it is not open."""
@@ -151,7 +159,7 @@ class Committer:
         if self._wal is None or self.failed is not None:
             return
         try:
-            size = os.stat(self._wal).st_size
+            size = self._measure()
         except FileNotFoundError:
             if not self._checkpoint("TRUNCATE"):
                 raise
@@ -161,6 +169,14 @@ class Committer:
             moved = self._checkpoint("TRUNCATE")
             # A full disk is not asked again after every commit.
             self._wal_bound = _WAL_BYTES if moved else size + _WAL_BYTES // 2
+
+    def _measure(self) -> int:
+        """The size of the WAL; both files' sizes are kept for whoever asks."""
+        if self._wal is not None:
+            with suppress(OSError):  # renamed, say; it is in use all the same
+                self.file_bytes = os.stat(self.path).st_size
+            self.wal_bytes = os.stat(self._wal).st_size
+        return self.wal_bytes
 
     def _checkpoint(self, mode: str) -> bool:
         """Whether the WAL's content is in the file now."""
@@ -174,6 +190,9 @@ class Committer:
             else:
                 log.warning("%r keeps its WAL for now: %s", os.fsdecode(self.path), error)
             return False
+        if not busy:
+            with suppress(OSError):
+                self._measure()
         return not busy
 
     def _run(self, batch: Sequence[Item]) -> None:

@@ -113,7 +113,9 @@ class InlineWorker:
     def stats(self) -> WorkerStats:
         """What was done so far."""
         c = self._committer
-        return WorkerStats(c.commits, c.jobs, c.largest_batch, len(self._queue), c.failed)
+        return WorkerStats(
+            c.commits, c.jobs, c.largest_batch, len(self._queue), c.failed, c.file_bytes, c.wal_bytes
+        )
 
     def _put(self, item: Item) -> None:
         self._check_accepting()

@@ -188,7 +188,9 @@ class DatabaseWorker:
     def stats(self) -> WorkerStats:
         """What was done so far; figures of a batch that runs may be in part."""
         c = self._committer
-        return WorkerStats(c.commits, c.jobs, c.largest_batch, len(self._queue), c.failed)
+        return WorkerStats(
+            c.commits, c.jobs, c.largest_batch, len(self._queue), c.failed, c.file_bytes, c.wal_bytes
+        )
 
     def _put(self, item: Item) -> None:
         with self._mutex:

@@ -78,7 +78,24 @@ def assert_at_rest(rt: Runtime) -> None:
     assert directory.tickets == {}
     assert directory.queued_by_sender == {}
     assert [state.queued for state in directory.conversations.values() if state.queued] == []
+    assert counted(rt) == passed_over(rt)
     assert services(rt).store.call(verify) == []
+
+
+def counted(rt: Runtime) -> tuple[Any, ...]:
+    """What the runtime's counts say of its conversations and turns."""
+    stats, counts = rt.stats(), services(rt).directory.counts
+    phases = {phase: number for phase, number in stats.conversations.items() if number}
+    return phases, stats.running, stats.queued, counts.oldest_waiting()
+
+
+def passed_over(rt: Runtime) -> tuple[Any, ...]:
+    """The same by a pass over all of them."""
+    directory = services(rt).directory
+    phases = Counter(state.phase for state in directory.conversations.values())
+    states = Counter(ticket.state for ticket in directory.tickets.values())
+    waiting = [ticket.accepted_at for ticket in directory.tickets.values() if ticket.state == "queued"]
+    return dict(phases), states["running"], states["queued"], min(waiting, default=None)
 
 
 def assert_sound(path: Path | str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -79,6 +80,10 @@ def _check_nothing_counted(world: World, rt: Runtime) -> None:
     directory = rt._services.directory  # noqa: SLF001 - counters that no caller can see must be back at 0
     counted = [*directory.tickets.values(), *directory.queued_by_sender]
     world.require(not counted, 14, f"turns are counted that have ended: {counted}")
+    stats = rt.stats()
+    phases = Counter(state.phase for state in directory.conversations.values())
+    same = {phase: number for phase, number in stats.conversations.items() if number} == phases
+    world.require(same, 14, f"{phases} conversations are live, and {stats.conversations} are counted")
 
 
 def _check_live(world: World, rt: Runtime, worker: InlineWorker) -> None:
