@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gevent
@@ -12,6 +12,7 @@ from actors import compaction, titles
 from actors.accepting import Accepting
 from actors.errors import (
     ConversationClosed,
+    HandlerFailed,
     RuntimeClosed,
 )
 from actors.greenlet import GreenletFuture
@@ -30,6 +31,7 @@ from actors.messages import (
     OpeningFailed,
     OpenSession,
     OwedStored,
+    Passivate,
     PayOwed,
     Proceed,
     SessionReady,
@@ -56,7 +58,7 @@ from actors.storage import notify
 from actors.ticket import Ticket
 from actors.workqueue import CompactionWork
 from persistence.errors import StorageError
-from persistence.records import HistoryEntry, TurnResult, UnfinishedWork
+from persistence.records import HistoryEntry, TurnResult, TurnRow, UnfinishedWork
 
 logger = logging.getLogger("palaver.conversation")
 
@@ -73,6 +75,7 @@ class ConversationActor(Accepting):
     def on_receive(self, message: Any) -> Any:
         if self._early is not None and isinstance(message, Submit | Steer | Compact | Close):
             return self._wait_for_opening(message)
+        self._handled = message
         match message:
             case Submit():
                 return self._submit(message.ticket)
@@ -115,8 +118,10 @@ class ConversationActor(Accepting):
                 return self._session_ready(message)
             case Close():
                 return self._close(message)
+            case Passivate():
+                return self._passivate()
             case Proceed():
-                return self._advance()
+                return self._proceed()
             case Settle():
                 return self._settle()
             case Suspend():
@@ -152,7 +157,8 @@ class ConversationActor(Accepting):
         take_session(self._state, session)
         self._journal = Journal(self._services, session, self._state)
         early, self._early = self._early or [], None
-        self._bring_back(message.unfinished)
+        self._finished = len(self._state.history)
+        early = [*self._bring_back(message.unfinished, message.outcomes), *early]
         self._tell_registry(ConversationOpened(self._state.id, session.summary.handle, message.resumed))
         for waiting in early:
             if isinstance(waiting, CompactionWork):
@@ -161,19 +167,65 @@ class ConversationActor(Accepting):
                 self.on_receive(waiting)
         self._advance()
 
-    def _bring_back(self, unfinished: UnfinishedWork) -> None:
-        """Queue what an earlier life of the session left undone, before anything new."""
-        state, most = self._state, self._services.limits.attempts
+    def _bring_back(self, unfinished: UnfinishedWork, outcomes: Mapping[int, TurnRow]) -> list[Submit]:
+        """Queue what an earlier life of the session left undone, before anything new; answer whoever waits
+        for what had ended. Returns what was never accepted, to be submitted again."""
+        state, most, directory = self._state, self._services.limits.attempts, self._services.directory
+        orphans, self._orphans = self._orphans, {}
         exhausted: list[Ticket] = []
-        for ticket in unfinished_tickets(state, unfinished):
+        for ticket in unfinished_tickets(state, unfinished, orphans):
             ticket.owner = self.actor_ref
-            self._services.directory.hold(ticket, state.sender)
+            if orphans.pop(ticket.turn_id, None) is None:
+                directory.hold(ticket, state.sender)
             if ticket.attempts >= most and ticket.last_answer is None:
                 exhausted.append(ticket)
             else:
                 self._queue.append(ticket)
         if exhausted:
             self._end_exhausted(exhausted)
+        return self._settle_orphans(orphans, outcomes)
+
+    def _settle_orphans(
+        self, orphans: Mapping[int, Ticket], outcomes: Mapping[int, TurnRow] | None = None
+    ) -> list[Submit]:
+        """Answer whoever waits for a turn that is not to be run now, or let it be submitted again."""
+        again = []
+        for turn_id, ticket in sorted(orphans.items()):
+            self._services.directory.release(turn_id, self._state.sender)
+            row = None if outcomes is None else outcomes.get(turn_id)
+            host = None if row is None else self._services.directory.tickets.get(row.id)
+            if row is not None and row.result is not None:
+                ticket.take_up(ticket.accepted_at, ticket.attempts, from_steer=ticket.from_steer)
+                self._finish(ticket, row.result)
+            elif host is not None:
+                ticket.take_up(ticket.accepted_at, ticket.attempts, from_steer=True)
+                ticket.follow(host)
+            elif ticket.durable or ticket.from_steer or ticket.crashes >= self._services.limits.attempts:
+                words = f"the conversation failed, and turn {turn_id} with it; send it again"
+                ticket.fail(HandlerFailed(words))
+            else:
+                again.append(Submit(ticket))
+        return again
+
+    def _proceed(self) -> None:
+        """Go on after a move; a tmp chat, which has nothing but its memory, also after a death."""
+        orphans, self._orphans = self._orphans, {}
+        accepted = sorted(
+            (ticket for ticket in orphans.values() if ticket.durable),
+            key=lambda ticket: (ticket.state != "running", not ticket.from_steer, ticket.turn_id),
+        )
+        for ticket in accepted:
+            del orphans[ticket.turn_id]
+            ticket.take_up(ticket.accepted_at, ticket.attempts, from_steer=ticket.from_steer)
+            self._queue.append(ticket)
+        exhausted = [t for t in accepted if t.attempts >= self._services.limits.attempts]
+        for ticket in exhausted:
+            self._queue.remove(ticket)
+        if exhausted:
+            self._end_exhausted(exhausted)
+        for message in self._settle_orphans(orphans):
+            self._submit(message.ticket)
+        self._advance()
 
     def _end_exhausted(self, tickets: Sequence[Ticket]) -> None:
         """Turns that took their process or conversation down each time end as failed, with the reason."""
@@ -259,6 +311,7 @@ class ConversationActor(Accepting):
             self._state.history.extend(ended.entries)
             took = self._services.clock.monotonic() - ended.turn.started_at
             self._services.directory.counts.took.add(took)
+            self._finished = len(self._state.history)
             self._finish(ticket, ended.result)
             self._place_leftovers(message.leftovers)
         else:
@@ -311,6 +364,7 @@ class ConversationActor(Accepting):
 
     def _history_compacted(self, message: HistoryCompacted) -> None:
         self._state.history.replace(HistoryEntry("user", message.summary))
+        self._finished = 1
         self._state.compaction_failures = 0
 
     def _automatic_compaction_failed(self, message: AutomaticCompactionFailed) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ from actors.messages import (
 )
 from actors.opening import log_repairs
 from actors.services import Services
-from actors.state import CompactOutcome, ConversationState
+from actors.state import CompactOutcome, ConversationState, Fate
 from actors.storage import notify
 from actors.ticket import Ticket
 from actors.transfer import MovedConversation
@@ -41,7 +41,11 @@ class ConversationCore(GreenletActor):
     """
 
     def __init__(
-        self, services: Services, state: ConversationState, moved: MovedConversation | None = None
+        self,
+        services: Services,
+        state: ConversationState,
+        moved: MovedConversation | None = None,
+        orphans: Sequence[Ticket] = (),
     ) -> None:
         super().__init__()
         self._services = services
@@ -60,11 +64,18 @@ class ConversationCore(GreenletActor):
         self._closing = False
         self._paid_last = False  # what is owed was tried once more, at the end
         self._held = False  # no new activity starts
+        self._undelivered: list[Any] = []  # messages that came after the last one that was handled
+        self._handled: Any = None  # the message that is being handled, or was last
+        self._finished = len(state.history)  # entries of turns that have ended
         self._settled: list[GreenletFuture[None]] = []
         self._on_quiet: GreenletFuture[Any] | None = None
         self._title_greenlet: gevent.Greenlet | None = None
         self._pay_timer: gevent.Greenlet | None = None
         state.ref = self.actor_ref
+        state.fate = None
+        self._orphans = {ticket.turn_id: ticket for ticket in orphans}  # of a predecessor that died
+        for ticket in orphans:
+            ticket.owner = self.actor_ref
         if moved is not None:
             self._move_in(moved)
 
@@ -197,10 +208,12 @@ class ConversationCore(GreenletActor):
         moved = MovedConversation(self._state, tuple(self._queue.take_accepted(lambda _ticket: True)))
         for ticket in moved.tickets:
             self._services.directory.release(ticket.turn_id, self._state.sender)
+        self._services.directory.uncount(self._state)
         return moved
 
-    def _leave(self, notice: ConversationStopped | None) -> None:
+    def _leave(self, notice: object | None, fate: Fate = "over") -> None:
         self._stop_beside()
+        self._state.fate = fate
         if notice is not None:
             self._tell_registry(notice)
         self.stop()
@@ -216,10 +229,12 @@ class ConversationCore(GreenletActor):
     def _publish(self) -> None:
         state = self._state
         state.queued = len(self._queue)
+        directory = self._services.directory
         if self._closing:
-            state.phase = "closing"
+            directory.set_phase(state, "closing")
         else:
-            state.phase = "running" if self._activity is not None else "idle"
+            directory.set_phase(state, "idle" if self._activity is None else "running")
+        directory.measure(state)
 
     def _tell_registry(self, notice: object) -> None:
         registry = self._services.registry

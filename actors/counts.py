@@ -8,7 +8,7 @@ from attrs import define, field, frozen
 
 from persistence.records import TurnState
 
-PHASES = ("opening", "idle", "running", "closing")
+PHASES = ("opening", "idle", "running", "closing", "parked")
 ENDS: tuple[TurnState, ...] = ("done", "failed", "cancelled", "closed")
 TURN_SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
 

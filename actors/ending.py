@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import gevent
+
 from actors.conversation_core import ConversationCore
 from actors.errors import (
     ConversationClosed,
@@ -16,15 +18,18 @@ from actors.greenlet import GreenletFuture
 from actors.messages import (
     Close,
     ClosedTurnsStored,
+    ConversationPassive,
     ConversationStopped,
+    PassivationRefused,
     Steer,
     Submit,
+    Wake,
 )
 from actors.storage import notify
 from actors.ticket import Ticket
 from actors.transfer import MovedConversation
 from actors.turn import Turn
-from actors.workqueue import Work
+from actors.workqueue import CompactionWork
 from persistence.records import StopReason, TurnResult
 
 
@@ -145,31 +150,65 @@ class Ending(ConversationCore):
         self._check_quiet()
         return reply
 
+    # -- leaving memory, and dying -------------------------------------------------------------------
+
+    def _passivate(self) -> None:
+        """Leave, to be brought back by the next message; a tmp chat, which is stored nowhere, ends."""
+        if not self._at_rest:
+            self._tell_registry(PassivationRefused(self._state.id))
+        elif self._journal is None:
+            self._refusal = ConversationClosed(
+                f"conversation {self._state.id} was idle for long and has ended"
+            )
+            self._leave(ConversationStopped(self._state.id))
+        else:
+            self._leave(ConversationPassive(self._state.id), "passive")
+
+    @property
+    def _at_rest(self) -> bool:
+        """Whether nothing runs, waits, is owed or looked at here."""
+        busy = (
+            self._activity is not None
+            or self._early is not None
+            or self._title_greenlet is not None
+            or self._closing
+            or self._held
+            or self._refusal is not None
+            or (self._journal is not None and self._journal.owes)
+        )
+        waiting = len(self._queue) + self._writes + len(self.actor_inbox)
+        return not busy and not waiting and not self._services.directory.watched(self._state.id)
+
     def on_undelivered(self, message: Any) -> None:
-        """A message that came too late: its sender hears so."""
+        """A message that came too late."""
         if isinstance(message, Submit | Steer):
-            error = self._refusal or ConversationClosed(f"conversation {self._state.id} is closed")
-            message.ticket.fail(error)
+            self._undelivered.append(message)
 
     def on_death(self, reason: BaseException | None) -> None:
-        """Whatever the actor died of, nobody waits for it in vain."""
-        if reason is None:
-            return
+        """Whatever the actor ended of, nobody waits for it in vain."""
+        if reason is not None:
+            self._die(reason)
+        elif self._undelivered and self._state.fate == "passive":
+            self._tell_registry(Wake(self._state.id, tuple(self._undelivered)))
+        else:
+            error = self._refusal or ConversationClosed(f"conversation {self._state.id} is closed")
+            for message in self._undelivered:
+                message.ticket.fail(error)
+
+    def _die(self, reason: BaseException) -> None:
+        """Leave what was accepted to the next life, and answer everybody else. From now on nothing of this
+        one is stored."""
         error = HandlerFailed(f"conversation {self._state.id} failed: {reason!r}")
         error.__cause__ = reason
-        works: list[Work] = [*self._queue.take_all()]
+        remains = self._remains()
         self._stop_activity()
         self._stop_beside()
-        if isinstance(self._activity, Turn):
-            works += [self._activity.ticket, *(steer.ticket for steer in self._activity.steers)]
-        elif self._activity is not None:
-            works.append(self._activity)
-        works += [w.ticket if isinstance(w, Submit | Steer) else w for w in self._early or ()]
-        works += [*self._early_steers, *self._looked_up.values()]
-        # Whatever is under way to the database and back: its answer comes to nobody.
-        held = self._services.directory.tickets.values()
-        works += [ticket for ticket in held if ticket.owner is self.actor_ref]
-        self._fail(works, error)
+        if self._journal is not None:
+            self._journal.fence(error)
+        if isinstance(self._activity, CompactionWork):
+            self._activity.reply.fail(error)
+        self._drop_compactions(error)
+        self._bequeath(error)
         for replies in self._cancels.values():
             for reply, _ in replies:
                 reply.set(False)
@@ -180,4 +219,45 @@ class Ending(ConversationCore):
             settled.set(None)
         if self._on_quiet is not None:
             self._on_quiet.fail(error)
-        self._tell_registry(ConversationStopped(self._state.id, error))
+        self._state.fate = error
+        self._tell_registry(ConversationStopped(self._state.id, error, remains=remains))
+
+    def _remains(self) -> tuple[gevent.Greenlet, ...]:
+        """What may still run for a moment after it was told to stop."""
+        running = self._activity
+        greenlet = running.greenlet if isinstance(running, Turn | CompactionWork) else None
+        return () if greenlet is None else (greenlet,)
+
+    def _bequeath(self, error: Exception) -> None:
+        """Tickets that a next life answers are those in the directory that this actor owns: see that all
+        are there, and that no other is."""
+        directory, state = self._services.directory, self._state
+        turn = self._activity
+        if isinstance(turn, Turn):
+            self._take_back_applied(turn)
+            if self._journal is None:
+                turn.ticket.attempts += 1
+                state.history.cut(self._finished)
+        early = self._early or ()
+        self._fail((w for w in early if isinstance(w, CompactionWork)), error)
+        self._fail([*self._early_steers, *self._looked_up.values()], error)
+        handled = self._handled if isinstance(self._handled, Submit | Steer) else None
+        if handled is not None:
+            handled.ticket.crashes += 1
+        messages = [handled, *(m for m in early if isinstance(m, Submit | Steer)), *self._undelivered]
+        for message in messages:
+            ticket = None if message is None else message.ticket
+            if ticket is None or ticket.done or ticket.turn_id in directory.tickets:
+                continue
+            if isinstance(message, Steer):
+                ticket.fail(error)  # the turn that it was meant for does not run now
+            else:
+                ticket.owner = self.actor_ref
+                directory.hold(ticket, state.sender)
+
+    def _take_back_applied(self, turn: Turn) -> None:
+        """Steers of a step that was not stored were applied to nothing: in the journal they still wait."""
+        applied = turn.ticket.followers[len(turn.ticket.followers) - len(turn.applied) :]
+        for steer_id, ticket in zip(turn.applied, applied, strict=True):
+            ticket.leave(turn.ticket, steer_id)
+            self._services.directory.hold(ticket, self._state.sender)

@@ -53,6 +53,10 @@ class KeyReused(PalaverError):
 # -- not now ---------------------------------------------------------------------------------------
 
 
+class ConversationParked(PalaverError):
+    """The conversation kept dying and takes no messages for now; what its topic has accepted waits."""
+
+
 class ConversationBusy(PalaverError):
     """A turn is running or queued, and the call said `on_busy="reject"`."""
 

@@ -42,7 +42,7 @@ class EventStream(Iterator[T], Generic[T]):
         counts: where missed events are counted.
     """
 
-    __slots__ = ("_broken", "_counts", "_limit", "_missed", "_on_close", "_queue", "_wrap", "closed")
+    __slots__ = ("_broken", "_counts", "_limit", "_missed", "_on_close", "_queue", "_wrap", "closed", "only")
 
     def __init__(
         self,
@@ -60,6 +60,7 @@ class EventStream(Iterator[T], Generic[T]):
         # Sources whose open segment lost a piece; a reader that comes in the middle of one has lost some.
         self._broken: dict[Hashable, bool] = {}
         self.closed = False
+        self.only: int | None = None  # the one conversation that is read, for whoever hands events over
 
     def push(self, source: Hashable, event: Event) -> None:
         """Hand over an event; never blocks, never fails."""

@@ -11,6 +11,7 @@ from actors.models.base import Message
 from persistence.records import HistoryEntry, ToolCall
 
 INTERRUPTED = "interrupted: the turn was cancelled before this call gave a result"
+ENTRY_BYTES = 600  # of an entry's objects, besides its text
 CHARS_PER_TOKEN = 4
 
 
@@ -71,6 +72,11 @@ class LiveHistory:
     def __len__(self) -> int:
         return len(self.entries)
 
+    @property
+    def bytes(self) -> int:
+        """About how much memory it takes."""
+        return self.chars + ENTRY_BYTES * len(self.entries)
+
     def extend(self, entries: Iterable[HistoryEntry]) -> None:
         """Add committed entries at the end."""
         for entry in entries:
@@ -109,6 +115,13 @@ class LiveHistory:
         self.entries.append(entry)
         self.wire.append(to_wire(entry))
         self.chars += entry_chars(entry)
+
+    def cut(self, length: int) -> None:
+        """Drop the entries behind the first `length`."""
+        dropped = self.entries[length:]
+        self.chars -= sum(entry_chars(entry) for entry in dropped)
+        del self.entries[length:], self.wire[length:]
+        self._open_calls = None
 
     def replace(self, summary: HistoryEntry) -> None:
         """Let `summary` stand for all entries so far."""

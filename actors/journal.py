@@ -44,7 +44,17 @@ class Journal:
     be stored is owed: it is tried again before whatever the session stores next.
     """
 
-    __slots__ = ("_clock", "_keys_kept_s", "_owed", "_state", "_store", "next_seq", "revision", "session_id")
+    __slots__ = (
+        "_clock",
+        "_fence",
+        "_keys_kept_s",
+        "_owed",
+        "_state",
+        "_store",
+        "next_seq",
+        "revision",
+        "session_id",
+    )
 
     def __init__(self, services: Services, session: StoredSession, state: ConversationState) -> None:
         self._store = services.store
@@ -52,9 +62,15 @@ class Journal:
         self._keys_kept_s = services.limits.keys_kept_s
         self._state = state
         self._owed: tuple[WriteSet, ...] = ()
+        self._fence: Exception | None = None
         self.session_id = session.id
         self.next_seq = session.next_seq
         self.revision = session.revision
+
+    def fence(self, error: Exception) -> None:
+        """The conversation is dead and another life of its session may begin: whatever of it still runs gets
+        `error`, and stores nothing that comes behind what is under way now."""
+        self._fence = error
 
     # -- accepting ---------------------------------------------------------------------------------
 
@@ -74,6 +90,9 @@ class Journal:
 
         if ticket.key is None:
             self._store_with_owed(WriteSet(new_turns=(row,)), stored)
+            return
+        if self._fence is not None:
+            stored(None, self._fence)
             return
         owed, self._owed = self._owed, ()
         job = partial(turns.accept_keyed, row=row, first=merged(owed), **self._keyed_by())
@@ -225,6 +244,8 @@ class Journal:
         Raises:
             StorageError: nothing is stored and history stays as it was.
         """
+        if self._fence is not None:
+            raise self._fence
         job = partial(
             sessions.store_compaction,
             session_id=self.session_id,
@@ -259,6 +280,9 @@ class Journal:
 
     def _store_with_owed(self, writes: WriteSet, then: Callable[[Any, BaseException | None], None]) -> None:
         """Store `writes` and what is owed, together or not at all: what came later is never stored alone."""
+        if self._fence is not None:
+            then(None, self._fence)
+            return
         owed, self._owed = self._owed, ()
         together = merged((*owed, writes)) if owed else writes
         self._store.write(together, self._owing(owed, then))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from attrs import frozen
+from attrs import field, frozen
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from actors.topics import TopicRouter
     from actors.transfer import MovedConversation
     from actors.turn import Turn
+    from persistence.dormant import Dormant
     from persistence.records import (
         HistoryEntry,
         SessionSummary,
         StoredSession,
         TurnResult,
+        TurnRow,
         UnfinishedWork,
     )
 
@@ -100,6 +102,64 @@ class BringBack:
 
 
 @frozen
+class Wake:
+    """Make sure that a conversation has its actor: bring it back if it has left memory, or is restarting.
+
+    Reply: a future of its ref. Fails with ConversationNotFound, ConversationClosed, ConversationParked,
+    MailboxFull, StorageError. `messages` are told to it then, or their tickets fail with that.
+    """
+
+    conversation_id: int
+    messages: tuple[Any, ...] = ()
+
+
+@frozen
+class FindConversation:
+    """Reply: a future of the handle of a conversation that has left memory, and of None for any other."""
+
+    conversation_id: int
+
+
+@frozen
+class FindActive:
+    """The pair's active conversation. Reply: its id or None, or a future of that. Makes nothing."""
+
+    agent: str
+    sender: str
+
+
+@frozen
+class ListPassive:
+    """Reply: a future of up to `most` ids of conversations that have left memory."""
+
+    most: int
+
+
+@frozen
+class Unpark:
+    """Start a parked conversation again. Reply: whether it was parked."""
+
+    conversation_id: int
+
+
+@frozen
+class Sweep:
+    """Let what has been idle for long leave memory. Told by the registry's own timer."""
+
+
+@frozen
+class MakeRoom:
+    """The histories in memory exceed their bound: let idle topics leave. Told by whoever notices."""
+
+
+@frozen
+class Restart:
+    """It is time to start a dead conversation again. Told by the registry to itself, after a delay."""
+
+    conversation_id: int
+
+
+@frozen
 class CloseConversation:
     """Close a conversation. Reply: a future of whether this request closed it."""
 
@@ -154,13 +214,14 @@ class RefuseNewWork:
 class OpenSession:
     """Load the session `handle`, or find or create the topic's. Told by the registry, first of all.
 
-    `description` is what a new topic needs, `scope` where it goes in memory. The registry hears
-    ConversationOpened or OpeningFailed.
+    `description` is what a new topic needs, `scope` where it goes in memory. `asked_for` are the ids of turns
+    that a dead predecessor owed answers to. The registry hears ConversationOpened or OpeningFailed.
     """
 
     handle: str | None
     description: str | None
     scope: str
+    asked_for: tuple[int, ...] = ()
 
 
 @frozen
@@ -215,8 +276,14 @@ class Close:
 
 
 @frozen
+class Passivate:
+    """Leave memory (a tmp chat: end), if nothing runs or waits. Told by the registry, which hears
+    ConversationPassive, ConversationStopped, or PassivationRefused."""
+
+
+@frozen
 class Proceed:
-    """Go on with what is queued. Told to a conversation that has just moved in."""
+    """Go on with what is queued. Told to a conversation that has just moved in, or been started again."""
 
 
 @frozen
@@ -313,19 +380,66 @@ class OpeningFailed:
 @frozen
 class ConversationStopped:
     """A conversation is gone: closed, or dead of `error`. `unstored`: the journal misses the end of a turn,
-    which an opening of the topic will find unfinished."""
+    which an opening of the topic will find unfinished. `remains`: greenlets that may not have ended yet."""
 
     conversation_id: int
     error: BaseException | None = None
     unstored: bool = False
+    remains: tuple[Any, ...] = ()
+
+
+@frozen
+class ConversationPassive:
+    """An idle conversation has left; its next message is to bring it back."""
+
+    conversation_id: int
+
+
+@frozen
+class PassivationRefused:
+    """A conversation that was asked to leave has something to do."""
+
+    conversation_id: int
+
+
+@frozen
+class PassiveStored:
+    """It is stored where a passive conversation is to be found (`count` is 1 if it was not before), or that
+    failed."""
+
+    conversation_id: int
+    count: int = 0
+    error: BaseException | None = None
+
+
+@frozen
+class PassiveDeleted:
+    """The session of a passive conversation is deleted, or not; `count` of its rows were forgotten."""
+
+    row: Dormant
+    deleted: bool
+    count: int
+    error: BaseException | None
+    request: Any
+
+
+@frozen
+class PassiveFound:
+    """The passive conversations of a pair; `request` is who waits for them."""
+
+    found: Any
+    error: BaseException | None
+    request: Any
 
 
 @frozen
 class SessionLookedUp:
-    """The answer of the database about a session that is not live; `request` is who waits for it."""
+    """The answer of the database about a session that is not live; `request` is who waits for it. `passive`
+    are the passive conversations of its pair, if its own is one of them."""
 
     handle: str
     summary: SessionSummary | None
+    passive: list[Dormant]
     error: BaseException | None
     request: Any
 
@@ -335,11 +449,13 @@ class SessionLookedUp:
 
 @frozen
 class SessionReady:
-    """The session is loaded or created; None where the topic is unknown and had no description."""
+    """The session is loaded or created; None where the topic is unknown and had no description.
+    `outcomes` are the turns that were asked for, or that the steers asked for were applied to."""
 
     session: StoredSession | None
     resumed: bool
     unfinished: UnfinishedWork
+    outcomes: Mapping[int, TurnRow] = field(factory=dict)
     error: BaseException | None = None
 
 

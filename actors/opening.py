@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from actors.services import Services
 from actors.state import ConversationState
 from actors.ticket import Ticket
 from persistence import sessions, turns
-from persistence.records import StoredSession, UnfinishedWork
+from persistence.records import StoredSession, TurnRow, UnfinishedWork
 
 logger = logging.getLogger("palaver.conversation")
 
@@ -23,11 +24,12 @@ logger = logging.getLogger("palaver.conversation")
 def session_job(services: Services, state: ConversationState, message: OpenSession) -> Any:
     """The job that loads a session by its handle, or finds or creates that of the topic.
 
-    Its value is (session, whether it was there, what was left undone), or None for an unknown topic without
-    a description.
+    Its value is (session, whether it was there, what was left undone, what became of turns that were
+    asked for), or None for an unknown topic without a description.
     """
     if message.handle is not None:
-        return partial(_load, handle=message.handle, at=services.clock.wall())
+        asked_for = message.asked_for
+        return partial(_load, handle=message.handle, at=services.clock.wall(), asked_for=asked_for)
     return partial(
         _find_or_make,
         agent=state.agent,
@@ -43,7 +45,7 @@ def session_job(services: Services, state: ConversationState, message: OpenSessi
 def session_ready(found: Any, error: BaseException | None) -> SessionReady:
     """The job's outcome as a notice."""
     if error is not None or found is None:
-        return SessionReady(None, False, UnfinishedWork(), error)
+        return SessionReady(None, False, UnfinishedWork(), error=error)
     return SessionReady(*found)
 
 
@@ -64,7 +66,6 @@ def take_session(state: ConversationState, session: StoredSession) -> None:
     state.history.extend(resumed(summary.archive, session.archive_content, session.live))
     if state.history.repairs:
         log_repairs(state)
-    state.phase = "idle"
 
 
 def log_repairs(state: ConversationState) -> None:
@@ -87,11 +88,14 @@ def needs_description(state: ConversationState) -> DescriptionRequired:
     )
 
 
-def unfinished_tickets(state: ConversationState, work: UnfinishedWork) -> list[Ticket]:
-    """Tickets for the turns that an earlier life of the session accepted and did not end."""
+def unfinished_tickets(
+    state: ConversationState, work: UnfinishedWork, known: Mapping[int, Ticket]
+) -> list[Ticket]:
+    """Tickets for the turns that an earlier life of the session accepted and did not end; those in `known`
+    are the ones that callers hold."""
     tickets = []
     for row in work.turns:
-        ticket = Ticket(
+        ticket = known.get(row.id) or Ticket(
             row.id,
             state.id,
             row.content,
@@ -100,21 +104,23 @@ def unfinished_tickets(state: ConversationState, work: UnfinishedWork) -> list[T
             key=row.key,
             tool_choice=row.tool_choice,
         )
-        ticket.accepted_at = row.accepted_at
-        ticket.attempts = row.attempts
-        ticket.from_steer = row.id in work.steered
+        ticket.take_up(row.accepted_at, row.attempts, from_steer=row.id in work.steered)
         if row.id == work.last_turn:
             ticket.last_entry = work.last_entry
-        ticket.accept()
         tickets.append(ticket)
     return tickets
 
 
-def _load(db: Database, *, handle: str, at: float) -> tuple[StoredSession, bool, UnfinishedWork]:
+def _load(
+    db: Database, *, handle: str, at: float, asked_for: Sequence[int]
+) -> tuple[StoredSession, bool, UnfinishedWork, Mapping[int, TurnRow]]:
     session = sessions.load_session(db, handle)
-    return session, True, turns.left_undone(db, session.id, at)
+    undone = turns.left_undone(db, session.id, at)
+    return session, True, undone, turns.outcomes(db, asked_for)
 
 
-def _find_or_make(db: Database, **what: Any) -> tuple[StoredSession, bool, UnfinishedWork] | None:
+def _find_or_make(
+    db: Database, **what: Any
+) -> tuple[StoredSession, bool, UnfinishedWork, Mapping[int, TurnRow]] | None:
     found = sessions.open_session(db, **what)
-    return None if found is None else (*found, turns.left_undone(db, found[0].id, what["at"]))
+    return None if found is None else (*found, turns.left_undone(db, found[0].id, what["at"]), {})

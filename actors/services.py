@@ -35,6 +35,7 @@ class Services:
     incidents: Incidents
     turn_ids: Iterator[int] = field(factory=lambda: itertools.count(1))
     left_undone: dict[str, deque[UnfinishedSession]] = field(factory=dict)  # to be brought back, by agent
+    put_off: list[UnfinishedSession] = field(factory=list)  # could not be brought back, for now
     registry: pykka.ActorRef[Any] | None = None
     memory: pykka.ActorRef[Any] | None = None
 

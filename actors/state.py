@@ -12,7 +12,10 @@ from actors.history import LiveHistory
 from persistence.records import HistoryEntry
 from persistence.sources import Clock
 
-ConversationPhase = Literal["opening", "idle", "running", "closing"]
+ConversationPhase = Literal["opening", "idle", "running", "closing", "parked"]
+
+# An actor that has left: to be brought back by the next message, or for good.
+Fate = Literal["passive", "over"]
 
 
 @frozen
@@ -20,7 +23,8 @@ class ConversationInfo:
     """One line of a listing.
 
     `message_count` counts live entries, `queued` the turns that wait, `alive_s` the seconds since the
-    conversation became live in this process.
+    conversation became live in this process. One that is `parked` kept dying and takes no messages; `error`
+    says of what.
     """
 
     id: int
@@ -32,6 +36,7 @@ class ConversationInfo:
     message_count: int
     queued: int
     alive_s: float
+    error: str | None = None
 
 
 @frozen
@@ -45,6 +50,7 @@ class ConversationSnapshot(ConversationInfo):
     handle: str | None = None
     uptime_s: float = 0.0
     history: tuple[HistoryEntry, ...] = ()
+    error: str | None = None  # behind the fields that are the contract's
 
 
 @frozen
@@ -74,9 +80,13 @@ class ConversationState:
         "_phase",
         "agent",
         "compaction_failures",
+        "counted_bytes",
+        "counted_in",
+        "fate",
         "handle",
         "history",
         "id",
+        "idle_since",
         "opened_at",
         "queued",
         "ref",
@@ -101,6 +111,10 @@ class ConversationState:
         self.compaction_failures = 0
         self.history = LiveHistory()
         self.ref: pykka.ActorRef[Any] | None = None
+        self.idle_since = opened_at
+        self.counted_in: object = None  # the directory whose figures it is part of, and
+        self.counted_bytes = 0  # what it adds to them
+        self.fate: Fate | BaseException | None = None  # how its actor ended, if it has
 
     @property
     def phase(self) -> ConversationPhase:
@@ -129,13 +143,18 @@ class ConversationState:
 
     def info(self, clock: Clock) -> ConversationInfo:
         """One line of a listing, as of now."""
-        return ConversationInfo(*self._common(clock))
+        return ConversationInfo(*self._common(clock), error=self._error)
 
     def snapshot(self, clock: Clock) -> ConversationSnapshot:
         """Everything, as of now."""
+        history = tuple(self.history.entries)
         return ConversationSnapshot(
-            *self._common(clock), self.handle, self.uptime_s, tuple(self.history.entries)
+            *self._common(clock), self.handle, self.uptime_s, history, error=self._error
         )
+
+    @property
+    def _error(self) -> str | None:
+        return str(self.fate) if self.phase == "parked" else None
 
     def _common(
         self, clock: Clock

@@ -9,7 +9,13 @@ import pykka
 from attrs import frozen
 
 from actors.counts import Counts
-from actors.errors import ConversationNotFound, InvalidInput, ResultTimeout, RuntimeClosed
+from actors.errors import (
+    ConversationNotFound,
+    ConversationParked,
+    InvalidInput,
+    ResultTimeout,
+    RuntimeClosed,
+)
 from actors.events import Done, Event
 from actors.feed import EventStream
 from actors.greenlet import GreenletFuture
@@ -50,6 +56,7 @@ class Ticket:
         "attempts",
         "content",
         "conversation_id",
+        "crashes",
         "durable",
         "eager",
         "followers",
@@ -93,6 +100,7 @@ class Ticket:
         self.on_busy = on_busy
         self.accepted_at = 0.0
         self.attempts = 0  # how often it was started before
+        self.crashes = 0  # how often its conversation died of it before it was accepted
         self.last_entry: HistoryEntry | None = None  # of the steps that an earlier life stored
         self.durable = False
         self.eager = False  # runs while it is being stored; what it stores comes behind
@@ -229,6 +237,19 @@ class Ticket:
         if self._counts is not None:
             self._counts.release(self.turn_id, self._state)
 
+    def take_up(self, accepted_at: float, attempts: int, *, from_steer: bool) -> None:
+        """It waits, as the journal says, for a conversation that was brought back."""
+        self.accepted_at, self.attempts, self.from_steer = accepted_at, attempts, from_steer
+        self.state = "queued"
+        self.last_entry = self.interrupts = None
+        if not self.durable:
+            self.accept()
+
+    def leave(self, turn: Ticket, turn_id: int) -> None:
+        """This steer is not part of `turn` after all: its step was not stored."""
+        turn.followers.remove(self)
+        self.turn_id, self.state = turn_id, "queued"
+
     def follow(self, turn: Ticket) -> None:
         """This steer was put into `turn`: it ends as that turn ends."""
         self.turn_id = turn.turn_id
@@ -257,7 +278,9 @@ class Ticket:
         self.state = "failed"
         if not self.durable:
             self._accepted.fail(error)
-        elif not isinstance(error, RuntimeClosed):  # of which the journal says that it goes on
+        elif not isinstance(
+            error, RuntimeClosed | ConversationParked
+        ):  # of which the journal says that it goes on
             self._count_end()
         self._result.fail(error)
         self._end_all(error)

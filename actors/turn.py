@@ -107,7 +107,7 @@ class Turn:
         self._cancelled = False
         self._running = False
         self._compaction_paused = state.compaction_failures >= compaction.FAILURES_BEFORE_PAUSE
-        self._greenlet = TurnGreenlet(state.id, self._run)
+        self.greenlet = TurnGreenlet(state.id, self._run)
 
     # -- from the conversation actor ---------------------------------------------------------------
 
@@ -117,7 +117,7 @@ class Turn:
             return
         self._cancelled = True
         if self._running:
-            self._greenlet.kill(block=False)
+            self.greenlet.kill(block=False)
 
     # -- the turn's greenlet -----------------------------------------------------------------------
 

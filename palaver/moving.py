@@ -9,11 +9,22 @@ from typing import Any
 
 import attrs
 
-from actors.messages import Adopt, BeginTransfer, CheckAdoption, DescribeRouting, Detach, EndTransfer
+from actors.messages import (
+    Adopt,
+    BeginTransfer,
+    CheckAdoption,
+    DescribeRouting,
+    Detach,
+    EndTransfer,
+    ListPassive,
+    Wake,
+)
 from actors.services import Services
 from actors.topics import TopicRouter
 from actors.transfer import MovedConversation
 from persistence import sessions
+
+WOKEN_AT_ONCE = 100
 
 
 def transfer(source: Services, target: Services) -> int:
@@ -31,6 +42,7 @@ def transfer(source: Services, target: Services) -> int:
         StorageError: a session could not be copied. What had moved before lives in the target, the rest goes
             on in the source.
     """
+    _wake_all(source)
     live = list(source.directory.conversations.values())
     agents = tuple(dict.fromkeys(state.agent for state in live))
     _ask(target, CheckAdoption(agents, tuple(state.id for state in live)))
@@ -87,6 +99,18 @@ def _move_stored(source: Services, target: Services, moved: MovedConversation) -
     session = target.store.call(partial(sessions.load_session, handle=handle))
     source.store.call(partial(sessions.delete_session, handle=handle))
     return attrs.evolve(moved, session=session)
+
+
+def _wake_all(services: Services) -> None:
+    """Only what lives can move: bring back what has left memory."""
+    while services.directory.passive:
+        passive: list[int] = _ask(services, ListPassive(WOKEN_AT_ONCE)).get()
+        if not passive:
+            return
+        for reply in [_ask(services, Wake(conversation_id)) for conversation_id in passive]:
+            reply.get()
+        # That they are passive no longer is stored behind this:
+        services.store.call(lambda _db: None)
 
 
 def _ask(services: Services, message: object) -> Any:

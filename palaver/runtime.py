@@ -23,6 +23,8 @@ from actors.messages import (
     CloseConversation,
     Compact,
     DeleteSession,
+    FindActive,
+    FindConversation,
     GetOrCreate,
     ListTickets,
     LoadSession,
@@ -34,8 +36,11 @@ from actors.messages import (
     Submit,
     Suspend,
     SwitchTopic,
+    Unpark,
+    Wake,
 )
 from actors.models.base import Model
+from actors.opening import take_session
 from actors.own_turn import check_not_own_turn
 from actors.state import (
     CompactOutcome,
@@ -70,6 +75,7 @@ CLEAN_UP_S = 10.0
 LISTING_BURST = 2_000  # conversations listed before other greenlets get their turn
 NAME_CHARS = 200
 RECOVER = ("run", "hold", "fail")
+WAKES = 10  # of a conversation that leaves again before it hears what it was woken for
 PURGED_AT_ONCE = 32  # sessions whose deletion a commit may have to wait for
 
 
@@ -473,6 +479,15 @@ class Runtime:
     def _hand_over(self, ticket: Ticket) -> None:
         self._tell(ticket.conversation_id, Submit(ticket))
 
+    def unpark(self, cid: int) -> bool:
+        """Start a conversation again that kept dying and was parked; whether it was. Its next messages are
+        taken, and what its topic had accepted goes on.
+
+        Raises:
+            RuntimeClosed.
+        """
+        return bool(self._ask_registry(Unpark(cid)))
+
     # -- summaries ---------------------------------------------------------------------------------
 
     def summarize(self, cid: int) -> str | None:
@@ -483,8 +498,10 @@ class Runtime:
         Raises:
             ConversationNotFound, AgentNotRegistered, CompactionFailed.
         """
-        state = self._state(cid)
-        self._check_open()
+        self._ref(cid)
+        state = self._conversations.get(cid)
+        if state is None:
+            raise ConversationClosed(f"conversation {cid} is closed")
         if not state.history.entries:
             return None
         agent = self._services.agents.get(state.agent)
@@ -520,10 +537,26 @@ class Runtime:
         return infos
 
     def conversation(self, cid: int) -> ConversationSnapshot | None:
-        """A conversation as it is now, or None if the id is not live. Does not wait for a turn."""
+        """A conversation as it is now, or None if there is none of this id. Does not wait for a turn. One
+        that has left memory is read from the database, and stays there."""
         self._owner.check()
         state = self._conversations.get(cid)
+        if state is None and self._services.directory.passive and isinstance(cid, int):
+            return self._passive_snapshot(cid)
         return None if state is None else state.snapshot(self._clock)
+
+    def _passive_snapshot(self, cid: int) -> ConversationSnapshot | None:
+        """A conversation that has left memory, as it is stored; it stays where it is."""
+        handle = self._ask_registry(FindConversation(cid))
+        if handle is None:  # it has come back meanwhile, or there never was one
+            state = self._conversations.get(cid)
+            return None if state is None else state.snapshot(self._clock)
+        session = self._job(partial(sessions.load_session, handle=handle))
+        summary = session.summary
+        state = ConversationState(cid, summary.agent, summary.sender, summary.topic, self._clock.monotonic())
+        take_session(state, session)
+        state.phase = "idle"
+        return state.snapshot(self._clock)
 
     def conversations(self) -> list[int]:
         """The ids of all live conversations, in the order in which they became live."""
@@ -538,15 +571,24 @@ class Runtime:
     def conversation_id(self, agent: str, sender: str) -> int | None:
         """The pair's active conversation, or None; in constant time, and makes nothing."""
         self._owner.check()
-        return self._services.directory.active(agent, sender)
+        active = self._services.directory.active(agent, sender)
+        if active is None and self._services.directory.passive and self._refusal is None:
+            active = self._ask_registry(FindActive(agent, sender))
+        return active
 
-    def subscribe(self) -> EventStream[tuple[ConversationInfo, Event]]:
+    def subscribe(self, cid: int | None = None) -> EventStream[tuple[ConversationInfo, Event]]:
         """All conversations' events from now on, as (info, event); close it when done.
 
-        A reader that falls `limits.event_buffer` behind gets `Lagged`. It ends with the runtime.
+        A reader that falls `limits.event_buffer` behind gets `Lagged`. It ends with the runtime. An incident
+        that is no conversation's comes with an info whose id is 0.
+
+        Args:
+            cid: only this conversation's events. It does not leave memory as long as somebody reads them.
         """
         self._check_open()
-        return self._services.directory.subscribe()
+        if cid is not None:
+            self._ref(cid)
+        return self._services.directory.subscribe(cid)
 
     def stats(self) -> Stats:
         """Counts of this runtime, now."""
@@ -728,32 +770,39 @@ class Runtime:
         if self._refusal is not None:
             raise self._refusal
 
-    def _state(self, cid: int) -> ConversationState:
-        self._owner.check()
+    def _ref(self, cid: int) -> pykka.ActorRef[Any]:
+        """The conversation's actor; one that has left memory, or that is being started again, comes back.
+
+        Raises:
+            ConversationNotFound, ConversationClosed, ConversationParked, MailboxFull, StorageError.
+        """
+        self._check_open()
         if not isinstance(cid, int):
             raise InvalidInput(f"a conversation is named by its id, a whole number, not by {cid!r}")
         state = self._conversations.get(cid)
-        if state is None:
+        if state is None and not self._services.directory.passive:
             raise unknown_conversation(cid)
-        return state
+        if state is None or state.ref is None or not state.ref.is_alive():
+            woken: pykka.ActorRef[Any] = self._ask_registry(Wake(cid), waits=True)
+            return woken
+        return state.ref
 
     def _tell(self, cid: int, message: object) -> None:
-        self._check_open()
-        ref = self._state(cid).ref
-        assert ref is not None
-        try:
-            ref.tell(message)
-        except pykka.ActorDeadError as error:
-            raise ConversationClosed(f"conversation {cid} is closed") from error
+        for _ in range(WAKES):
+            try:
+                self._ref(cid).tell(message)
+            except pykka.ActorDeadError:
+                continue  # it left between our finding it and our words
+            return
+        raise ConversationClosed(f"conversation {cid} is closed")
 
     def _ask_conversation(self, cid: int, message: object) -> Any:
-        self._check_open()
-        ref = self._state(cid).ref
-        assert ref is not None
-        try:
-            return self._answer(ref, message, waits=True)
-        except pykka.ActorDeadError as error:
-            raise ConversationClosed(f"conversation {cid} is closed") from error
+        for _ in range(WAKES):
+            try:
+                return self._answer(self._ref(cid), message, waits=True)
+            except pykka.ActorDeadError:
+                continue
+        raise ConversationClosed(f"conversation {cid} is closed")
 
     def _ask_registry(self, message: object, *, waits: bool = False) -> Any:
         self._owner.check()

@@ -18,7 +18,9 @@ class Stats:
 
     Attributes:
         uptime_s: seconds since the runtime was opened.
-        conversations: live ones by state: `opening idle running closing`.
+        conversations: live ones by state: `opening idle running closing parked`.
+        passive: topic conversations that left memory; their next message brings them back.
+        history_bytes: the histories in memory, about.
         running: turns that run.
         queued: accepted turns and steers that wait.
         oldest_waiting_s: seconds since the one of them that has waited longest was accepted; None if none
@@ -49,6 +51,8 @@ class Stats:
 
     uptime_s: float
     conversations: Mapping[str, int]
+    passive: int
+    history_bytes: int
     running: int
     queued: int
     oldest_waiting_s: float | None
@@ -98,6 +102,8 @@ def gather(services: Services, *, closing_down: bool) -> Stats:
     return Stats(
         uptime_s=services.clock.monotonic() - counts.opened_at,
         conversations=dict(counts.phases),
+        passive=services.directory.passive,
+        history_bytes=services.directory.history_bytes,
         running=counts.running,
         queued=len(counts.waiting),
         oldest_waiting_s=None if oldest is None else services.clock.wall() - oldest,

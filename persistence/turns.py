@@ -87,6 +87,19 @@ def get_turn(db: Database, id: int) -> TurnRow | None:  # noqa: A002 - the recor
     return _turn(rows[0]) if rows else None
 
 
+def outcomes(db: Database, ids: Sequence[int]) -> dict[int, TurnRow]:
+    """For each id of a turn or steer, the turn that it was or became part of; without those never stored."""
+    found: dict[int, TurnRow] = {}
+    for id_ in ids:
+        applied = db.execute(
+            "SELECT applied_turn FROM steers WHERE id = ? AND applied_turn IS NOT NULL", [id_]
+        ).fetchall()
+        row = get_turn(db, applied[0][0] if applied else id_)
+        if row is not None:
+            found[id_] = row
+    return found
+
+
 def turns_of(db: Database, session_id: int, states: Sequence[TurnState] | None = None) -> list[TurnRow]:
     """The turns of a session in id order, only those in one of `states` where given."""
     sql, params = f"{_SELECT} WHERE session_id = ?", [session_id, *(states or ())]

@@ -1550,7 +1550,7 @@ def test_stats_count_what_there_is(runtimes: Runtimes) -> None:
     rt.submit(busy, "three")
     clock.now += 2
     stats = rt.stats()
-    assert stats.conversations == {"opening": 0, "idle": 1, "running": 1, "closing": 0}
+    assert stats.conversations == {"opening": 0, "idle": 1, "running": 1, "closing": 0, "parked": 0}
     assert (stats.running, stats.queued, stats.oldest_waiting_s) == (1, 2, 7.0)
     assert (stats.subscribers, stats.restarts, stats.closing_down) == (0, 0, False)
     assert stats.commits > 0
