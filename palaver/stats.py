@@ -8,6 +8,7 @@ from attrs import frozen
 
 from actors.counts import Durations
 from actors.services import Services
+from palaver.process import rss_bytes
 
 
 @frozen
@@ -37,6 +38,7 @@ class Stats:
         largest_batch: jobs in the largest transaction.
         database_failed: why nothing is stored any more, or None.
         file_bytes, wal_bytes: sizes of the database file and its write-ahead log after the last commit.
+        rss_bytes: memory of the whole process.
         subscribers: readers of `Runtime.subscribe`.
         lagged_events: events that readers missed because they fell behind.
         actors_alive: whether the `registry` and the `memory` actor are there and answer.
@@ -69,6 +71,7 @@ class Stats:
     database_failed: str | None
     file_bytes: int
     wal_bytes: int
+    rss_bytes: int
     subscribers: int
     lagged_events: int
     actors_alive: Mapping[str, bool]
@@ -120,6 +123,7 @@ def gather(services: Services, *, closing_down: bool) -> Stats:
         database_failed=worker.failed,
         file_bytes=worker.file_bytes,
         wal_bytes=worker.wal_bytes,
+        rss_bytes=rss_bytes(),
         subscribers=len(services.directory.streams),
         lagged_events=counts.lagged,
         actors_alive={
