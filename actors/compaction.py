@@ -13,6 +13,7 @@ from gevent import GreenletExit
 from actors.agents import Agent
 from actors.errors import CompactionFailed
 from actors.journal import Journal
+from actors.logs import log
 from actors.messages import CompactionDone, HistoryCompacted, NameArchive
 from actors.models.base import Message, ModelRequest
 from actors.round import run_round
@@ -123,13 +124,7 @@ def compact(
     except Exception as error:
         raise CompactionFailed(f"no archive name could be had: {describe_error(error)}") from error
     journal.compact(archive, summary, scope=scope)
-    logger.info(
-        "compacted: agent=%s sender=%s conversation=%s archive=%s",
-        state.agent,
-        state.sender,
-        state.id,
-        archive,
-    )
+    log(logger, logging.INFO, "compacted", state, archive=archive)
     return summary, archive
 
 

@@ -11,6 +11,7 @@ from gevent import GreenletExit
 from actors.config import AgentConfig
 from actors.errors import InvalidConfig
 from actors.events import Event
+from actors.logs import log
 from persistence.records import HistoryEntry
 
 logger = logging.getLogger("palaver.hooks")
@@ -60,12 +61,20 @@ class Hooks:
                 entries = [*(hook(agent, conversation_id, tuple(history)) or ())]
             except GreenletExit:
                 raise
-            except BaseException:  # a hook's own Timeout or SystemExit is no end of the host
-                logger.exception("before_run failed: agent=%s conversation=%s", agent, conversation_id)
+            except BaseException as error:  # a hook's own Timeout or SystemExit is no end of the host
+                _say(agent, conversation_id, "before_run", error)
                 continue
             wrong = [entry for entry in entries if not isinstance(entry, HistoryEntry)]
             if wrong:
-                logger.error("before_run gave %r, which is no HistoryEntry: agent=%s", wrong[0], agent)
+                words = "before_run gave what is no HistoryEntry"
+                log(
+                    logger,
+                    logging.ERROR,
+                    words,
+                    agent=agent,
+                    conversation=conversation_id,
+                    got=repr(wrong[0]),
+                )
                 continue
             injected += entries
         return injected
@@ -77,8 +86,8 @@ class Hooks:
                 changed = hook(agent, content)
             except GreenletExit:
                 raise
-            except BaseException:  # a hook's own Timeout or SystemExit is no end of the host
-                logger.exception("preprocess failed: agent=%s", agent)
+            except BaseException as error:  # a hook's own Timeout or SystemExit is no end of the host
+                _say(agent, None, "preprocess", error)
                 continue
             if isinstance(changed, str):
                 content = changed
@@ -91,8 +100,13 @@ class Hooks:
                 hook(agent, conversation_id, event)
             except GreenletExit:
                 raise
-            except BaseException:  # a hook's own Timeout or SystemExit is no end of the host
-                logger.exception("on_event failed: agent=%s conversation=%s", agent, conversation_id)
+            except BaseException as error:  # a hook's own Timeout or SystemExit is no end of the host
+                _say(agent, conversation_id, "on_event", error)
+
+
+def _say(agent: str, conversation_id: int | None, hook: str, error: BaseException) -> None:
+    words = "a hook failed"
+    log(logger, logging.ERROR, words, agent=agent, conversation=conversation_id, hook=hook, error=error)
 
 
 def _methods(hooks: Iterable[object], name: str) -> tuple[Callable[..., Any], ...]:

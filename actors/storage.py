@@ -13,6 +13,7 @@ import pykka
 from sqlite_utils import Database
 
 from actors.greenlet import GreenletFuture
+from actors.logs import log
 from persistence.errors import DatabaseFailed, StorageError
 from persistence.worker import DatabaseWorker, Then, WorkerStats
 from persistence.writes import WriteSet
@@ -152,7 +153,7 @@ class Store:
         then(value, error)
 
     def _failed(self, error: DatabaseFailed) -> None:
-        logger.critical("%s", error)
+        log(logger, logging.CRITICAL, "the database has failed", reason=str(error))
         if self._on_failure is not None:
             gevent.spawn(self._on_failure, error)
 
@@ -171,7 +172,7 @@ def _nothing() -> None:
 
 def _unheard(_value: object, error: BaseException | None) -> None:
     if error is not None:
-        logger.error("a write that nobody waits for failed: %s", error)
+        log(logger, logging.ERROR, "a write that nobody waits for failed", reason=str(error))
 
 
 def settle(future: GreenletFuture[Any], value: Any, error: BaseException | None) -> None:

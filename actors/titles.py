@@ -8,6 +8,7 @@ from typing import Any
 import pykka
 from gevent import GreenletExit
 
+from actors.logs import log
 from actors.messages import TitleProposed
 from actors.models.base import ModelRequest
 from actors.round import run_round
@@ -48,7 +49,7 @@ def propose(services: Services, state: ConversationState, ref: pykka.ActorRef[An
     except GreenletExit:
         raise
     except BaseException as error:  # a title is worth no error, whatever the model raised
-        logger.info("no title: agent=%s conversation=%s: %s", state.agent, state.id, describe_error(error))
+        log(logger, logging.INFO, "no title", state, reason=describe_error(error))
     finally:
         notify(ref, TitleProposed(title))
 

@@ -16,6 +16,7 @@ from attrs import frozen
 from gevent import GreenletExit
 
 from actors.errors import InvalidConfig
+from actors.logs import log
 from actors.schema_check import Schema, object_problems
 from actors.signature import (
     CONTEXT,
@@ -236,10 +237,10 @@ def dispatch(
     except GreenletExit:
         raise
     except BadArguments as error:
-        logger.info("tool %s of %s was called with bad arguments: %s", name, _whose(context), error)
+        _say(logging.INFO, "a tool was called with bad arguments", name, context, reason=str(error))
         return _error(f"{name} was not called: {error}", most)
     except BaseException as error:
-        logger.warning("tool %s of %s failed", name, _whose(context), exc_info=error)
+        _say(logging.WARNING, "a tool failed", name, context, error=error)
         return _error(describe_error(error, named=not isinstance(error, BadResult)), most)
 
 
@@ -251,8 +252,28 @@ def _error(words: str, most: int) -> ToolOutcome:
     return ToolOutcome(_fit(f"error: {words}", most), is_error=True)
 
 
-def _whose(context: ToolContext) -> str:
-    return f"agent {context.agent!r}, sender {context.sender!r}, conversation {context.conversation_id}"
+def _say(
+    level: int,
+    words: str,
+    tool: str,
+    context: ToolContext,
+    *,
+    reason: str | None = None,
+    error: BaseException | None = None,
+) -> None:
+    log(
+        logger,
+        level,
+        words,
+        agent=context.agent,
+        sender=context.sender,
+        conversation=context.conversation_id,
+        turn=context.turn_id,
+        tool=tool,
+        call=context.call_id,
+        reason=reason,
+        error=error,
+    )
 
 
 def _list(names: Iterable[str]) -> str:

@@ -18,6 +18,7 @@ from actors.errors import AskTimeout, ConversationClosed, InvalidInput, RuntimeC
 from actors.events import Event
 from actors.feed import EventStream
 from actors.greenlet import GreenletFuture
+from actors.logs import log
 from actors.messages import (
     CancelTurn,
     CloseConversation,
@@ -209,8 +210,9 @@ class Runtime:
                 future.get(timeout=max(0.0, deadline - self._clock.monotonic()))
             except pykka.Timeout:
                 return
-            except Exception:
-                logger.exception("a conversation failed while the runtime shut down")
+            except Exception as error:
+                words = "a conversation failed while the runtime shut down"
+                log(logger, logging.ERROR, words, error=error)
 
     # -- agents ------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from palaver.commands.replay import replay
 from palaver.commands.retention import purge, unfinished
 from palaver.commands.sessions import sessions
 from palaver.commands.verify import verify
+from palaver.logs import LogFormat, set_up
 
 __all__ = ["palaver"]
 
@@ -25,11 +26,17 @@ _SILENT = logging.CRITICAL + 1
 @click.group(cls=PlainErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="%(prog)s %(version)s", prog_name="palaver")
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens, to stderr.")
-def palaver(verbose: bool) -> None:
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Lines for people, or one JSON object a line.",
+)
+def palaver(verbose: bool, log_format: LogFormat) -> None:
     """Conversations between agents and senders that lose nothing they have accepted."""
     # What a user must know is printed by the commands; the log is for those who ask for it.
-    level = logging.INFO if verbose else _SILENT
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    set_up(logging.INFO if verbose else _SILENT, log_format)
 
 
 for command in (demo, chat, replay, sessions, memory, verify, backup, export, import_):
