@@ -68,12 +68,14 @@ def test_time_randomness_and_ids_are_handed_in(path: Path) -> None:
         for module, name in imported(running_code(path))
         if module.split(".")[0] in OF_THE_HOST or (module, name) == ("os", "urandom")
     ]
-    for node in running_code(path):
+    nodes = [*running_code(path)]
+    keys = {id(key) for node in nodes if isinstance(node, ast.Dict) for key in node.keys}
+    for node in nodes:
         if isinstance(node, ast.Attribute) and node.attr in ("urandom", "utcnow", "getrandom"):
             found.append((ast.unparse(node.value), node.attr))
         if isinstance(node, ast.Attribute) and node.attr in ("now", "today"):
             found += [("datetime", node.attr)] * ("date" in ast.unparse(node.value))
-        if isinstance(node, ast.Constant) and node.value in OF_THE_HOST:
+        if isinstance(node, ast.Constant) and node.value in OF_THE_HOST and id(node) not in keys:
             found.append(("by its name", str(node.value)))
     assert found == []
 
