@@ -69,6 +69,8 @@ def _count(
 _FIGURES = (
     _Figure("uptime_seconds", "Since the runtime was opened.", lambda s: s.uptime_s, unit="seconds"),
     _Figure("conversations", "Live conversations, by state.", lambda s: s.conversations, "state"),
+    _Figure("conversations_passive", "Topics that left memory and are there.", lambda s: s.passive),
+    _Figure("history_bytes", "Histories in memory, about.", lambda s: s.history_bytes, unit="bytes"),
     _Figure("turns_running", "Turns that run.", lambda s: s.running),
     _Figure("turns_queued", "Accepted turns and steers that wait.", lambda s: s.queued),
     _Figure(
