@@ -49,15 +49,12 @@ class WorkQueue:
     def put_first(self, item: Work) -> None:
         """Before everything but interrupting turns that came before, and what is stored as running: an
         interrupting turn."""
-        place = self._behind(lambda waiting: waiting.on_busy == "interrupt" or waiting.state == "running")
-        self._items.insert(place, item)
+        self._items.insert(self._behind(_leads), item)
 
     def put_steer(self, ticket: Ticket) -> None:
-        """A steer whose turn ended before it was applied."""
+        """A steer whose turn ended before it was applied: behind these too, and steers that came before."""
         place = self._behind(
-            lambda waiting: (
-                waiting.on_busy == "interrupt" or (waiting.from_steer and waiting.turn_id < ticket.turn_id)
-            )
+            lambda waiting: _leads(waiting) or (waiting.from_steer and waiting.turn_id < ticket.turn_id)
         )
         self._items.insert(place, ticket)
 
@@ -103,3 +100,9 @@ class WorkQueue:
                 break
             place += 1
         return place
+
+
+def _leads(waiting: Ticket) -> bool:
+    """Whether a waiting turn stays in front of whatever is put first. One that is stored as running does:
+    what ran before it would be stored as running, too."""
+    return waiting.on_busy == "interrupt" or waiting.state == "running"

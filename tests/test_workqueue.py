@@ -65,6 +65,15 @@ def test_steers_whose_turn_ended_come_next_behind_an_interrupting_turn() -> None
     assert names(queue) == ["now", "left", "right", "a"]
 
 
+def test_what_is_stored_as_running_stays_first() -> None:
+    begun = ticket("begun")
+    begun.state = "running"
+    queue = filled(begun, ticket("a"))
+    queue.put_steer(ticket("left", steer=True))
+    queue.put_first(ticket("now", "interrupt"))
+    assert names(queue) == ["begun", "now", "left", "a"]
+
+
 def test_steers_are_in_the_order_of_their_calls_whenever_they_come_back() -> None:
     first, second, third = (ticket(name, steer=True) for name in ("first", "second", "third"))
     queue = filled(ticket("a"))
