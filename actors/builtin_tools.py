@@ -5,7 +5,6 @@ All are scoped to the turn's agent and sender by the runtime, never by an argume
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from actors.errors import ConversationClosed
@@ -16,19 +15,13 @@ from actors.tools import Tool, ToolContext
 from persistence.records import MemoryEntry
 
 NAME_CHARS = 200
+BUILTIN_NAMES = ("search_topics", "switch_topic", "recall", "remember", "forget")
 
 
 def builtin_tools(services: Services) -> list[Tool]:
-    """`search_topics`, `switch_topic`, `recall`, `remember` and `forget`, for one runtime."""
+    """The tools of `BUILTIN_NAMES`, for one runtime."""
     memory = _MemoryTools(services)
-    functions: tuple[Callable[..., Any], ...] = (
-        memory.search_topics,
-        memory.switch_topic,
-        memory.recall,
-        memory.remember,
-        memory.forget,
-    )
-    return [Tool(function) for function in functions]
+    return [Tool(getattr(memory, name)) for name in BUILTIN_NAMES]
 
 
 class _MemoryTools:

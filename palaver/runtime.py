@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import gevent
+import gevent.event
 import pykka
 from gevent.pool import Pool
 
@@ -60,6 +61,7 @@ from palaver.memory import Memory
 from palaver.moving import transfer
 from palaver.stats import Stats, gather
 from palaver.threads import Owner, ThreadFuture
+from palaver.waiting import check_wait, when_free
 from persistence import recovery, sessions, turns
 from persistence.errors import DatabaseFailed
 from persistence.records import HistoryEntry, SessionSummary, TurnResult, TurnRow, UnfinishedSession
@@ -96,6 +98,7 @@ class Runtime:
         self._owner = Owner()
         self._refusal: RuntimeClosed | None = None
         self._down: gevent.Greenlet | None = None
+        self._hurry = gevent.event.Event()
         self.path = path
         self.memory = Memory(self._ask_memory, self._scope, system.services.limits.content_chars)
 
@@ -114,6 +117,7 @@ class Runtime:
         worker: Worker | None = None,
         recover: Recover = "run",
         on_failure: Callable[[DatabaseFailed], object] | None = None,
+        wait_s: float = 0.0,
     ) -> Runtime:
         """Open a database and start the actors.
 
@@ -132,9 +136,11 @@ class Runtime:
             on_failure: called once, in a greenlet of its own, when the database has failed for good (an I/O
                 error at a commit, damage): nothing is stored any more, and every call that needs the file
                 raises that `DatabaseFailed`. A host should end its process then, with a status of its own.
+            wait_s: seconds to wait for a file that another process or Runtime holds. A new process takes over
+                as soon as the old one lets go; only the calling greenlet waits between two attempts.
 
         Raises:
-            DatabaseInUse: another process or Runtime holds the file.
+            DatabaseInUse: another process or Runtime holds the file, and still does after `wait_s`.
             StorageError: the file cannot be used; the message says why.
             InvalidConfig: a tool or hook that makes no sense.
         """
@@ -143,21 +149,21 @@ class Runtime:
             raise InvalidInput(f"limits must be Limits(...), not {limits!r}")
         if recover not in RECOVER:
             raise InvalidInput(f"recover must be one of {', '.join(RECOVER)}, not {recover!r}")
-        limits = limits or Limits()
-        if worker is None:
-            notify = gevent.get_hub().loop.run_callback_threadsafe
-            worker = DatabaseWorker(path, notify=notify, backlog=limits.database_backlog)
-        system = System.start(
-            worker,
-            model,
+        sources = sources or Sources()
+        start = partial(
+            System.start,
+            models=model,
             tools=[tool if isinstance(tool, Tool) else Tool(tool) for tool in tools],
-            hooks=hooks,
-            limits=limits,
-            sources=sources or Sources(),
+            hooks=tuple(hooks),
+            limits=limits or Limits(),
+            sources=sources,
             recover=recover,
             on_failure=on_failure,
         )
-        return cls(system, os.fspath(path))
+        backlog = (limits or Limits()).database_backlog
+        check_wait(wait_s, worker)
+        attempt = partial(_start_on, path, start, backlog) if worker is None else partial(start, worker)
+        return cls(when_free(attempt, wait_s, sources.clock), os.fspath(path))
 
     def __enter__(self) -> Runtime:
         return self
@@ -167,7 +173,8 @@ class Runtime:
 
     def shutdown(self, drain: float = 30.0) -> None:
         """Refuse new work, let accepted turns run for up to `drain` seconds, cancel what is left, commit
-        and close the file. Calling it again waits for the first call and changes nothing.
+        and close the file. Calling it again waits for the first call; with a `drain` of 0 it ends the time
+        that the first one gave.
 
         A turn that runs when the time is over ends `cancelled`. Turns of topics that are still queued stay
         in the journal; those of tmp chats end `closed`.
@@ -183,11 +190,15 @@ class Runtime:
             self._refusal = RuntimeClosed("the runtime is shut down; open a new one")
             # In a greenlet of its own: whoever kills the caller, the file is closed in the end.
             self._down = gevent.spawn(self._shut_down, drain)
+        if drain == 0:
+            self._hurry.set()
         self._down.get()
 
     def _shut_down(self, drain: float) -> None:
         refs = list(self._ask_registry(RefuseNewWork()).values())
-        self._wait_all([self._ask_quietly(ref, Settle()) for ref in refs], drain)
+        settling = gevent.spawn(self._wait_all, [self._ask_quietly(ref, Settle()) for ref in refs], drain)
+        gevent.wait([settling, self._hurry], count=1)
+        settling.kill()
         self._wait_all([self._ask_quietly(ref, Suspend()) for ref in refs], CLEAN_UP_S)
         self._system.stop()
 
@@ -845,6 +856,13 @@ class Runtime:
     def _scope(self, agent: str, sender: str) -> str:
         self._check_pair(agent, sender)
         return self._services.agents.get(agent).config.scope(sender)
+
+
+def _start_on(
+    path: str | os.PathLike[str], start: Callable[[DatabaseWorker], System], backlog: int
+) -> System:
+    notify = gevent.get_hub().loop.run_callback_threadsafe
+    return start(DatabaseWorker(path, notify=notify, backlog=backlog))
 
 
 def _path(path: object) -> str | os.PathLike[str]:

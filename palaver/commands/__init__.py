@@ -11,6 +11,7 @@ from palaver.commands.base import PlainErrors
 from palaver.commands.chat import chat
 from palaver.commands.copies import backup, export, import_
 from palaver.commands.demo import demo
+from palaver.commands.host import host
 from palaver.commands.memory import memory
 from palaver.commands.replay import replay
 from palaver.commands.retention import purge, unfinished
@@ -39,7 +40,7 @@ def palaver(verbose: bool, log_format: LogFormat) -> None:
     set_up(logging.INFO if verbose else _SILENT, log_format)
 
 
-for command in (demo, chat, replay, sessions, memory, verify, backup, export, import_):
+for command in (demo, chat, host, replay, sessions, memory, verify, backup, export, import_):
     palaver.add_command(command)
 for command in (purge, unfinished):
     sessions.add_command(command)

@@ -13,8 +13,9 @@ from actors.errors import DescriptionRequired
 from actors.events import Event
 from palaver.commands.lines import read_lines
 from palaver.commands.output import counted, one_line, table
+from palaver.commands.port import Conversations
 from palaver.commands.printing import Printer, complain, note
-from palaver.runtime import Runtime
+from palaver.host.errors import HostUnreachable
 from persistence.errors import DatabaseFailed, PalaverError
 
 HELP = """\
@@ -33,14 +34,14 @@ class Prompt:
     """One sender's conversations with one agent, at a terminal or from a pipe.
 
     Args:
-        rt: the runtime, with the agent registered.
+        rt: the runtime, with the agent registered; or the client of a host that has it.
         fd: where lines come from.
         steers: whether a line that comes while the agent answers steers it; else it waits.
         interactive: whether somebody sees a prompt.
     """
 
     def __init__(
-        self, rt: Runtime, agent: str, sender: str, *, fd: int, steers: bool, interactive: bool
+        self, rt: Conversations, agent: str, sender: str, *, fd: int, steers: bool, interactive: bool
     ) -> None:
         self._rt = rt
         self._agent = agent
@@ -53,6 +54,7 @@ class Prompt:
         self._streams: deque[Iterator[Event]] = deque()
         self._ended = False
         self._last_turn = 0
+        self._topic_title: str | None = None  # that this prompt went to, and not out of
         self.failed = False
         self._commands: dict[str, Callable[[str], None]] = {
             "/topic": self._topic,
@@ -92,15 +94,20 @@ class Prompt:
         if self._ended:
             return None
         if self._interactive:
-            topic = self._topic_now()
-            where = f" ({one_line(topic, 40)})" if topic else ""
-            click.secho(f"{one_line(self._sender, 40)}{where}> ", nl=False, bold=True)
+            click.secho(f"{one_line(self._sender, 40)}{self._where()}> ", nl=False, bold=True)
         line = self._inbox.get()
         if line is not _END:
             return str(line)
         if self._interactive:
             click.echo()
         return None
+
+    def _where(self) -> str:
+        try:
+            topic = self._topic_now() or self._topic_title
+        except HostUnreachable:
+            return " [no host]"
+        return f" ({one_line(topic, 40)})" if topic else ""
 
     def _topic_now(self) -> str | None:
         cid = self._rt.conversation_id(self._agent, self._sender)
@@ -112,7 +119,7 @@ class Prompt:
     def _converse(self, text: str) -> None:
         """Send a message, and show this turn and those that its steers begin."""
         try:
-            cid = self._rt.get_or_create(self._agent, self._sender)
+            cid = self._enter()
             self._streams.append(self._rt.stream(cid, text))
             while self._streams:
                 self._watch(cid, self._streams.popleft())
@@ -121,6 +128,13 @@ class Prompt:
         except PalaverError as error:
             complain(error)
             self.failed = True
+
+    def _enter(self) -> int:
+        """The conversation to talk in. A host that was started again knows of no topic that was active."""
+        gone = self._topic_title is not None and self._rt.conversation_id(self._agent, self._sender) is None
+        if gone and self._topic_title is not None:
+            return self._rt.switch_topic(self._agent, self._sender, self._topic_title).conversation_id
+        return self._rt.get_or_create(self._agent, self._sender)
 
     def _watch(self, cid: int, events: Iterator[Event]) -> None:
         showing = gevent.spawn(self._show, events)
@@ -198,6 +212,7 @@ class Prompt:
         except DescriptionRequired:
             complain(f"the topic {title!r} is new; say what it is about: /topic {title}: DESCRIPTION")
             return
+        self._topic_title = title
         snapshot = self._rt.conversation(outcome.conversation_id)
         count = 0 if snapshot is None else snapshot.message_count
         note(f"{'back in' if outcome.resumed else 'new topic'} {title!r}, {counted(count, 'message')}")
@@ -232,6 +247,7 @@ class Prompt:
 
     def _close(self, _argument: str) -> None:
         cid, topic = self._rt.conversation_id(self._agent, self._sender), self._topic_now()
+        self._topic_title = None
         if cid is None or not self._rt.close(cid):
             note("no conversation is open")
         else:

@@ -9,33 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from difflib import get_close_matches
 from typing import Any
 
 from attrs import frozen
 
 from actors.errors import InvalidInput
 from palaver.host.errors import ProtocolError
+from palaver.host.fields import Field, shown, suggest
 
 VERSION = 1
 ID_CHARS = 1_000  # of an id, as JSON: every answer repeats it
-
-
-@frozen
-class Field:
-    """What a field of a request may hold: the types, and the words for them."""
-
-    kinds: tuple[type, ...]
-    words: str
-
-    def fits(self, value: object) -> bool:
-        return isinstance(value, self.kinds) and not (isinstance(value, bool) and bool not in self.kinds)
-
-
-TEXT = Field((str,), "text")
-WHOLE = Field((int,), "a whole number")
-SECONDS = Field((int, float), "a number of seconds")
-FLAG = Field((bool,), "true or false")
 
 
 @frozen
@@ -109,20 +92,9 @@ def check_fields(
     known = {**needs, **may}
     for name, value in fields.items():
         if name not in known:
-            raise InvalidInput(f"{op} has no field {name!r}{suggest(name, known)}")
+            raise InvalidInput(f"{op} has no field {name!r}; {suggest(name, known)}")
         if value is not None and not known[name].fits(value):
-            raise InvalidInput(f"{op}: {name} must be {known[name].words}, not {_shown(value)}")
+            raise InvalidInput(f"{op}: {name} must be {known[name].words}, not {shown(value)}")
     for name in needs:
         if fields.get(name) is None:
             raise InvalidInput(f"{op} needs the field {name!r}: {needs[name].words}")
-
-
-def suggest(name: str, known: Mapping[str, Any] | list[str]) -> str:
-    """What to say behind a name that is unknown: the one that was meant, or all that there are."""
-    near = get_close_matches(name, [*known], 1)
-    return f"; did you mean {near[0]!r}?" if near else f"; it has: {', '.join(known) or 'none'}"
-
-
-def _shown(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

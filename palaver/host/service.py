@@ -14,7 +14,8 @@ import palaver
 from actors.errors import ConversationNotFound, InvalidInput
 from actors.ticket import Ticket
 from palaver.host.errors import ProtocolError
-from palaver.host.protocol import SECONDS, TEXT, VERSION, WHOLE, Field, Request, check_fields, suggest
+from palaver.host.fields import SECONDS, TEXT, WHOLE, Field, suggest
+from palaver.host.protocol import VERSION, Request, check_fields
 from palaver.host.wire import event_to_wire, plain
 from palaver.runtime import Runtime
 
@@ -78,7 +79,7 @@ class Service:
         """
         operation = OPERATIONS.get(request.op)
         if operation is None:
-            raise ProtocolError(f"there is no operation {request.op!r}{suggest(request.op, OPERATIONS)}")
+            raise ProtocolError(f"there is no operation {request.op!r}; {suggest(request.op, OPERATIONS)}")
         check_fields(request.op, request.fields, operation.needs, operation.may)
         given = {name: value for name, value in request.fields.items() if value is not None}
         return operation.do(self, given, part)

@@ -1,0 +1,100 @@
+"""`palaver host`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+import gevent
+
+from palaver.commands.output import printable
+from palaver.host.config import HostConfig, load_config
+from palaver.host.host import Host
+from palaver.host.logs import log_to_stderr
+from palaver.host.notify import Notifier
+from palaver.host.reading import BadConfigFile
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@click.command()
+@click.argument("config", metavar="CONFIG.toml", type=click.Path(dir_okay=False))
+@click.option("--check", is_flag=True, help="Read and validate the file, and start nothing.")
+@click.option(
+    "--drain",
+    "drain_s",
+    metavar="SECONDS",
+    type=click.FloatRange(0),
+    help="How long accepted turns may go on after a signal.  [default: drain_s of the file, else 30]",
+)
+@click.option(
+    "--wait-for-database",
+    "wait_s",
+    metavar="SECONDS",
+    type=click.FloatRange(0),
+    default=0.0,
+    help="How long to wait for a file that another process holds, as the host before this one may.",
+)
+def host(config: str, check: bool, drain_s: float | None, wait_s: float) -> None:
+    """Run agents until told to stop, and serve clients on a Unix socket.
+
+    SIGTERM and SIGINT stop it: it takes no new work, lets accepted turns end, commits, and exits with 0.
+    A second one cancels what still runs. Whatever was acknowledged is stored in either case.
+
+    \b
+    palaver chat --host SOCKET   talks to it
+    """
+    found = _load(config)
+    if check:
+        _describe(found)
+        return
+    log_to_stderr(found.log_format, found.log_level)
+    running = Host(found, drain_s=drain_s, wait_s=wait_s, notifier=Notifier(os.environ))
+    with _stopped_by_signals(running.stop):
+        running.run()
+
+
+def _load(config: str) -> HostConfig:
+    try:
+        return load_config(config, os.environ)
+    except BadConfigFile as error:
+        for problem in error.problems:
+            click.echo(printable(f"Error: {problem}"), err=True)
+        sys.exit(1)
+
+
+def _describe(config: HostConfig) -> None:
+    click.echo(f"ok: {config.file}")
+    click.echo(f"  database  {config.database}")
+    click.echo(f"  socket    {config.socket}")
+    click.echo(f"  models    {', '.join(config.models)}")
+    click.echo(f"  agents    {', '.join(agent.name for agent in config.agents)}")
+    click.echo(f"  tools     {', '.join(tool.name for tool in config.tools) or 'the built-in ones'}")
+
+
+class _stopped_by_signals:  # noqa: N801 - used as a function
+    """While the block runs, each stop signal calls `stop`; after the second one they end the process."""
+
+    def __init__(self, stop: Callable[[], None]) -> None:
+        self._stop = stop
+        self._count = 0
+        self._handlers: list[Any] = []
+
+    def __enter__(self) -> None:
+        self._handlers = [gevent.signal_handler(number, self._told) for number in STOP_SIGNALS]
+
+    def __exit__(self, *_exc: object) -> None:
+        for handler in self._handlers:
+            handler.cancel()
+
+    def _told(self) -> None:
+        self._count += 1
+        if self._count == 2:
+            self.__exit__()
+            for number in STOP_SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+        self._stop()
