@@ -130,7 +130,7 @@ def _config(reader: Reader, folder: str, environ: Mapping[str, str]) -> HostConf
 
 def _path(reader: Reader, key: str, folder: str) -> str:
     value = reader.value((key,), TEXT, "", required=True)
-    if value == "" and key in reader.data:
+    if reader.data.get(key) == "":
         reader.problem((key,), "must be the path of a file, and is empty")
     return value if value in ("", ":memory:") else os.path.join(folder, os.path.expanduser(value))
 
@@ -193,7 +193,7 @@ def _made(kind: type[Any]) -> object:
 
 
 def _agents(reader: Reader, models: Mapping[str, Model], tools: list[str]) -> tuple[AgentConfig, ...]:
-    if not reader.table(("agents",)):
+    if not reader.table(("agents",)) and not reader.data.get("agents"):
         reader.problem(("agents",), "is missing: at least one agent, as in [agents.clerk]")
     return tuple(
         config
@@ -222,7 +222,8 @@ def _with_model(reader: Reader, path: Path, config: AgentConfig, models: Mapping
     if not config.model and "model" not in reader.table(path):
         if len(known) == 1:
             return attrs.evolve(config, model=known[0])
-        reader.problem((*path, "model"), f"is missing: one of {', '.join(known)}")
+        if known:
+            reader.problem((*path, "model"), f"is missing: one of {', '.join(known)}")
     elif config.model not in known and isinstance(reader.table(path).get("model"), str):
         words = f"there is no model {config.model!r} in [models]; {suggest(config.model, known)}"
         reader.problem((*path, "model"), words)

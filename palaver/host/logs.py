@@ -11,13 +11,13 @@ TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class JsonLines(logging.Formatter):
-    """One object in one line: `time level logger message`, the stable fields that the line has, `error`."""
+    """One object in one line: `at level logger message`, the stable fields that the line has, `error`."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as JSON."""
         at = datetime.fromtimestamp(record.created, tz=UTC)
         facts: dict[str, object] = {
-            "time": at.isoformat(timespec="milliseconds"),
+            "at": at.isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),

@@ -52,7 +52,7 @@ class Renamed:
 def read_models(reader: Reader, environ: Mapping[str, str]) -> dict[str, Model]:
     """The models by name; whatever is wrong with one is noted in `reader`."""
     models: dict[str, Model] = {}
-    if not reader.table(("models",)):
+    if not reader.table(("models",)) and not reader.data.get("models"):
         reader.problem(("models",), 'is missing: at least one model, as in [models.echo] with kind = "echo"')
     for name in reader.tables(("models",)):
         model = _model(reader, ("models", name), environ)
@@ -85,6 +85,7 @@ def _openai(reader: Reader, path: Path, environ: Mapping[str, str]) -> Model | N
     base_url = reader.value((*path, "base_url"), TEXT, required=True)
     name = reader.value((*path, "model"), TEXT)
     key = _from_environment(reader, (*path, "api_key_env"), environ)
+    _try(reader, (*path, "api_key_env"), lambda: Endpoint("http://host/v1", key))
     headers = {**_headers(reader, path), **_headers_from_environment(reader, path, environ)}
     options = {name: value for name, value in reader.table(path).items() if name in _OPENAI}
     for option, value in options.items():

@@ -54,12 +54,16 @@ def decode(line: bytes) -> dict[str, Any]:
         ProtocolError: it holds something else.
     """
     try:
-        facts = json.loads(line)
+        facts = json.loads(line, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ProtocolError(f"a line must be one JSON object, and this is not JSON: {error}") from error
     if not isinstance(facts, dict):
         raise ProtocolError(f"a line must be one JSON object, not {type(facts).__name__}")
     return facts
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
 
 
 def read_request(line: bytes) -> Request:
