@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -15,9 +14,8 @@ import gevent
 import pytest
 from click.testing import CliRunner
 from gevent.event import Event
-from gevent.monkey import get_original
 from gevent.pywsgi import WSGIServer
-from gevent.socket import wait_read
+from terminal import Child, children_without_monitor, close
 
 from palaver import AgentConfig, ModelRequest, Reply, Runtime, ScriptedModel, Tool
 from palaver.commands import palaver
@@ -25,25 +23,10 @@ from palaver.commands.lines import read_lines
 from palaver.commands.prompt import Prompt
 from persistence.errors import StorageError
 
+__all__ = ["children_without_monitor"]
+
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_S = 30
-
-# gevent's puts it off until something else wakes the hub, and a reader may be waiting for this very end.
-close = get_original("os", "close")
-
-AT_A_TERMINAL = """
-import fcntl, os, sys, termios
-os.setsid()
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that ^C typed there is a signal
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-
-
-@pytest.fixture(autouse=True)
-def children_without_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What gevent's monitor prints on a child's stderr is none of the command's output."""
-    for name in [name for name in os.environ if name.startswith("GEVENT_")]:
-        monkeypatch.delenv(name)
 
 
 @pytest.fixture(autouse=True)
@@ -360,47 +343,6 @@ def test_help_and_quit(open_runtime, capsys):
 
 
 # -- the command, in a process of its own --------------------------------------------------------------------
-
-
-class Child:
-    """A command at a terminal of its own."""
-
-    def __init__(self, *args: object) -> None:
-        self._ours, theirs = pty.openpty()
-        self.seen = b""
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", AT_A_TERMINAL, sys.executable, "-m", "palaver", *map(str, args)],
-            cwd=ROOT,
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-        )
-        close(theirs)
-
-    def expect(self, words: str) -> None:
-        """Read until these words have come, and forget what came up to then."""
-        while words.encode() not in self.seen:
-            piece = self._read()
-            assert piece, f"no {words!r} in {self.seen!r}"
-            self.seen += piece
-        self.seen = self.seen.partition(words.encode())[2]
-
-    def type(self, text: str) -> None:
-        os.write(self._ours, text.encode())
-
-    def finish(self) -> tuple[int, str]:
-        """Its exit status, and what it has printed since."""
-        while piece := self._read():
-            self.seen += piece
-        close(self._ours)
-        return self._process.wait(), self.seen.decode()
-
-    def _read(self) -> bytes:
-        wait_read(self._ours)
-        try:
-            return os.read(self._ours, 4_096)
-        except OSError:  # how a terminal says that the other side has closed it
-            return b""
 
 
 def event_stream(*pieces: str, then: Event | None = None) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ from actors.errors import ConversationNotFound
 from actors.events import Done, Event
 from actors.state import CompactOutcome, ConversationInfo, ConversationSnapshot, SwitchOutcome
 from actors.ticket import OnBusy
+from palaver.health import Health
 from palaver.host.errors import HostUnreachable, from_wire
 from palaver.host.protocol import VERSION, decode, encode
 from palaver.host.wire import event_from_wire, record
@@ -92,9 +93,9 @@ class HostClient:
         """As `Runtime.stats`."""
         return record(Stats, self._ask("stats"))
 
-    def health(self) -> dict[str, Any]:
-        """Whether the host is `live` and `ready`."""
-        return dict(self._ask("health"))
+    def health(self) -> dict[str, Health]:
+        """What `palaver.health.live` and `ready` say of the host, under "live" and "ready"."""
+        return {name: record(Health, found) for name, found in self._ask("health").items()}
 
     def subscribe(self) -> Iterator[tuple[ConversationInfo, Event]]:
         """As `Runtime.subscribe`."""

@@ -10,6 +10,7 @@ from typing import TypeVar
 import gevent
 import gevent.event
 
+from palaver.health import live
 from palaver.host.config import HostConfig
 from palaver.host.errors import HostInUse
 from palaver.host.notify import Notifier
@@ -120,7 +121,7 @@ class Host:
         for agent in self.config.agents:
             rt.add_agent(agent)
         server.start(Service(rt, self._sources.handle()))
-        self._notifier.ready(lambda: self._failure is None)
+        self._notifier.ready(lambda: live(rt).ok)
         logger.info("serving %s at %s", self.config.database, self.config.socket)
         self.serving.set()
         self._told.wait()

@@ -13,6 +13,7 @@ from attrs import field, frozen
 import palaver
 from actors.errors import ConversationNotFound, InvalidInput
 from actors.ticket import Ticket
+from palaver.health import live, ready
 from palaver.host.errors import ProtocolError
 from palaver.host.fields import SECONDS, TEXT, WHOLE, Field, suggest
 from palaver.host.protocol import VERSION, Request, check_fields
@@ -214,13 +215,7 @@ def _stats(service: Service, _fields: Fields, _part: Part) -> Any:
 
 @operation("health")
 def _health(service: Service, _fields: Fields, _part: Part) -> Any:
-    stats = service.rt.stats()
-    failed = stats.database_failed
-    return {
-        "live": failed is None,
-        "ready": failed is None and not stats.closing_down,
-        "database_failed": failed,
-    }
+    return {"live": plain(live(service.rt)), "ready": plain(ready(service.rt))}
 
 
 @operation("subscribe", may=PLACE)
