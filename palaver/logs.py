@@ -64,16 +64,23 @@ class JsonFormatter(logging.Formatter):
         return "\n".join(parts)
 
 
-def set_up(level: int, form: LogFormat = "text", stream: TextIO | None = None) -> None:
+def set_up(
+    level: int, form: LogFormat = "text", stream: TextIO | None = None, *, long_running: bool = False
+) -> None:
     """Write the log to `stream` (stderr if None), for the process of a command; a server has its own setup.
 
     Args:
         level: the lowest that is written.
         form: lines for people, or JSON.
+        long_running: put the time into lines for people, too; and take the place of an earlier setup.
     """
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(TEXT))
-    logging.basicConfig(level=level, handlers=[handler])
+    handler.setFormatter(
+        JsonFormatter()
+        if form == "json"
+        else logging.Formatter(f"%(asctime)s {TEXT}" if long_running else TEXT)
+    )
+    logging.basicConfig(level=level, handlers=[handler], force=long_running)
 
 
 def _as_text(value: object) -> str:

@@ -227,7 +227,7 @@ def test_a_second_signal_cancels_what_runs_and_keeps_what_waits(stage: Stage, ru
     queued = client.submit(BOATS, "and then?")
     ending = gevent.spawn(running.result)
     host.signal(signal.SIGTERM)
-    host.expect("stopping: no new work, up to 1000.0 s")
+    host.expect("stopping: drain_s=1000.0")
     host.signal(signal.SIGTERM)
     assert host.finish()[0] == 0
     assert ending.get().stop_reason == "cancelled"

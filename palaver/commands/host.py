@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -14,9 +15,9 @@ import gevent
 from palaver.commands.output import printable
 from palaver.host.config import HostConfig, load_config
 from palaver.host.host import Host
-from palaver.host.logs import log_to_stderr
 from palaver.host.notify import Notifier
 from palaver.host.reading import BadConfigFile
+from palaver.logs import set_up
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -52,7 +53,7 @@ def host(config: str, check: bool, drain_s: float | None, wait_s: float) -> None
     if check:
         _describe(found)
         return
-    log_to_stderr(found.log_format, found.log_level)
+    set_up(logging.getLevelNamesMapping()[found.log_level.upper()], found.log_format, long_running=True)
     running = Host(found, drain_s=drain_s, wait_s=wait_s, notifier=Notifier(os.environ))
     with _stopped_by_signals(running.stop):
         running.run()

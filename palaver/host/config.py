@@ -23,6 +23,7 @@ from palaver.host.importing import load
 from palaver.host.models import read_models
 from palaver.host.reading import BadConfigFile, Problem, Reader
 from palaver.host.toml_lines import Path
+from palaver.logs import LogFormat
 
 T = TypeVar("T")
 
@@ -77,7 +78,7 @@ class HostConfig:
     hooks: tuple[object, ...] = ()
     drain_s: float = 30.0
     recover: Recover = "run"
-    log_format: str = "text"
+    log_format: LogFormat = "text"
     log_level: str = "info"
     bounds: Bounds = field(factory=Bounds)
 
@@ -122,7 +123,7 @@ def _config(reader: Reader, folder: str, environ: Mapping[str, str]) -> HostConf
         hooks=tuple(_hooks(reader)),
         drain_s=_drain(reader),
         recover=cast(Recover, reader.choice(("recover",), RECOVER, "run")),
-        log_format=reader.choice(("log_format",), LOG_FORMATS, "text"),
+        log_format=cast(LogFormat, reader.choice(("log_format",), LOG_FORMATS, "text")),
         log_level=reader.choice(("log_level",), LOG_LEVELS, "info"),
         bounds=_bounds(reader, limits),
     )

@@ -14,6 +14,7 @@ from gevent.lock import BoundedSemaphore
 from gevent.monkey import get_original
 
 from actors.errors import MailboxFull
+from actors.logs import log
 from palaver.host.errors import ProtocolError, to_wire
 from palaver.host.protocol import Request, Unreadable, encode, read_request
 from palaver.host.service import Service
@@ -78,8 +79,8 @@ class Connection:
             self._finish()
         except _TooLong as error:
             self.refuse(error)
-        except (OSError, ClientGone):
-            logger.debug("a client's connection broke", exc_info=True)
+        except (OSError, ClientGone) as error:
+            log(logger, logging.DEBUG, "a client's connection broke", reason=error)
         finally:
             # What was handed over is the runtime's: killing who waits for the answer changes nothing there.
             gevent.killall(self.handlers)
@@ -89,8 +90,8 @@ class Connection:
         """Tell the client why it is not served, and close."""
         try:
             self._send(None, ok=False, error=to_wire(error))
-        except ClientGone:
-            logger.debug("a client that was refused had gone", exc_info=True)
+        except ClientGone as gone:
+            log(logger, logging.DEBUG, "a client that was refused had gone", reason=gone)
         finally:
             self._sock.close()
 
@@ -145,7 +146,7 @@ class Connection:
         except PalaverError as error:
             last = {"ok": False, "error": to_wire(error)}
         except Exception as error:
-            logger.exception("the request %s failed", request.op)
+            log(logger, logging.ERROR, "a request failed", op=request.op, error=error)
             last = {"ok": False, "error": to_wire(error)}
         try:
             self._send(request.id, **last)

@@ -10,6 +10,7 @@ from typing import TypeVar
 import gevent
 import gevent.event
 
+from actors.logs import log
 from palaver.health import live
 from palaver.host.config import HostConfig
 from palaver.host.errors import HostInUse
@@ -96,7 +97,7 @@ class Host:
             self._shut_down(rt)
             if server is not None:
                 server.stop()
-            logger.info("stopped")
+            log(logger, logging.INFO, "stopped")
 
     def _open(self) -> Runtime:
         config = self.config
@@ -122,20 +123,20 @@ class Host:
             rt.add_agent(agent)
         server.start(Service(rt, self._sources.handle()))
         self._notifier.ready(lambda: live(rt).ok)
-        logger.info("serving %s at %s", self.config.database, self.config.socket)
+        log(logger, logging.INFO, "serving", database=self.config.database, socket=self.config.socket)
         self.serving.set()
         self._told.wait()
 
     def _shut_down(self, rt: Runtime) -> None:
         self._notifier.stopping(self._drain_s)
-        logger.info("stopping: no new work, up to %s s for accepted turns", self._drain_s)
+        log(logger, logging.INFO, "stopping", drain_s=self._drain_s)
         hurrying = gevent.spawn(self._hurry, rt)
         rt.shutdown(self._drain_s)
         hurrying.kill()
 
     def _hurry(self, rt: Runtime) -> None:
         self._at_once.wait()
-        logger.info("stopping at once")
+        log(logger, logging.INFO, "stopping at once")
         rt.shutdown(0)
 
     def _unless_told(self, begin: Callable[[], T]) -> T | None:
@@ -151,7 +152,7 @@ class Host:
         return begun  # type: ignore[no-any-return]  # gevent's greenlets are untyped; `begin` returned it
 
     def _fail(self, failure: DatabaseFailed) -> None:
-        logger.critical("the database failed, the host stops: %s", failure)
+        log(logger, logging.CRITICAL, "the database failed, the host stops", reason=failure)
         self._failure = failure
         self._told.set()
         self._at_once.set()

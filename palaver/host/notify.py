@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 import gevent
 from gevent import socket
 
+from actors.logs import log
+
 logger = logging.getLogger("palaver.host")
 
 MICRO = 1_000_000
@@ -55,7 +57,11 @@ class Notifier:
             if healthy():
                 self._say("WATCHDOG=1")
             else:
-                logger.error("not healthy: the watchdog is not told, and may end this process")
+                log(
+                    logger,
+                    logging.ERROR,
+                    "not healthy, so the watchdog is not told, and may end this process",
+                )
             gevent.sleep(every_s)
 
     def _say(self, words: str) -> None:
@@ -68,7 +74,9 @@ class Notifier:
             try:
                 sock.sendto(words.encode(), address)
             except OSError as error:
-                logger.warning("the service manager could not be told %r: %s", words, error)
+                log(
+                    logger, logging.WARNING, "the service manager could not be told", what=words, reason=error
+                )
 
 
 # What a start or a stop takes besides: opening, cancelling, committing.

@@ -8,6 +8,7 @@ import os
 import gevent
 
 from actors.errors import MailboxFull
+from actors.logs import log
 from palaver.host.connection import Bounds, Connection
 from palaver.host.service import Service
 from palaver.host.sockets import identity, listen_at
@@ -48,7 +49,7 @@ class Server:
             try:
                 sock, _ = self._sock.accept()
             except OSError as error:  # no descriptor left, say: those that are there go on
-                logger.warning("a client could not be let in: %s", error)
+                log(logger, logging.WARNING, "a client could not be let in", reason=error)
                 gevent.sleep(NO_ROOM_S)
                 continue
             connection = Connection(sock, service, self.bounds)

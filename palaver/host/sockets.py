@@ -15,6 +15,7 @@ from typing import Any
 import gevent
 from gevent import socket
 
+from actors.logs import log
 from palaver.host.errors import HostInUse
 
 logger = logging.getLogger("palaver.host")
@@ -81,7 +82,7 @@ def _clear(path: str) -> None:
         raise HostInUse(f"{path!r} is there and is no socket; give another path, or move it away")
     if _answers(path):
         raise HostInUse(f"another process listens on {path!r}; stop that one first, or give another path")
-    logger.info("replacing the socket that a dead process left: %s", path)
+    log(logger, logging.INFO, "replacing the socket that a dead process left", socket=path)
     os.unlink(path)
 
 
