@@ -248,6 +248,8 @@ OF_PYKKA = {"actors/greenlet.py"}
 LATER = {
     "actors/turn.py",
     "actors/registry.py",
+    "actors/registry_lives.py",
+    "actors/registry_routing.py",
     "actors/conversation.py",
     "actors/opening.py",
     "actors/supervisor.py",
