@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from actors.errors import ConversationClosed
+from actors.lasting import ask_until_answered
 from actors.messages import Forget, Recall, Remember, SwitchTopic
 from actors.services import Services
 from actors.text import check_text, check_title
@@ -51,7 +52,7 @@ class _MemoryTools:
         own = self._services.directory.conversations.get(call.conversation_id)
         if own is not None and own.phase == "closing" and own.topic == request.title:
             raise ConversationClosed(f"the topic {request.title!r} is being closed, with this very turn")
-        outcome = registry.ask(request, timeout=timeout).get()
+        outcome = ask_until_answered(registry, request, timeout=timeout, waits=True)
         return {"topic": request.title, "resumed": outcome.resumed}
 
     def recall(self, query: str, call: ToolContext, limit: int = 5) -> list[dict[str, Any]]:
@@ -95,7 +96,7 @@ class _MemoryTools:
     def _ask_memory(self, message: object) -> Any:
         memory, timeout = self._services.memory, self._services.limits.ask_timeout_s
         assert memory is not None
-        return memory.ask(message, timeout=timeout).get(timeout=timeout)
+        return ask_until_answered(memory, message, timeout=timeout, waits=False)
 
 
 def _shown(entry: MemoryEntry) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from gevent import GreenletExit
 from actors.agents import Agent
 from actors.errors import CompactionFailed
 from actors.journal import Journal
+from actors.lasting import ask_until_answered
 from actors.logs import log
 from actors.messages import CompactionDone, HistoryCompacted, NameArchive
 from actors.models.base import Message, ModelRequest
@@ -116,9 +117,12 @@ def compact(
     scope = agent.config.scope(state.sender)
     assert services.memory is not None
     try:
-        archive: str = services.memory.ask(
-            NameArchive(state.agent, scope, slug(state.topic or "")), timeout=services.limits.ask_timeout_s
-        ).get(timeout=services.limits.ask_timeout_s)
+        archive: str = ask_until_answered(
+            services.memory,
+            NameArchive(state.agent, scope, slug(state.topic or "")),
+            timeout=services.limits.ask_timeout_s,
+            waits=False,
+        )
     except PalaverError:
         raise
     except Exception as error:

@@ -77,6 +77,16 @@ class RuntimeClosed(PalaverError):
     """The runtime is shut down, or shutting down, and takes no new work."""
 
 
+class RestartsSpent(PalaverError):
+    """A supervised actor died more often than its budget allows: what its supervisor ends of when it may not
+    park it. The cause is what the actor died of last."""
+
+
+class RuntimeFailed(RuntimeClosed):
+    """An actor that the runtime cannot do without kept dying. Nothing new is taken any more: end the process,
+    or shut this runtime down and open another. What was accepted is in the file. The cause is chained."""
+
+
 class WrongThread(PalaverError, RuntimeError):
     """Called from a thread or process that does not own the runtime."""
 

@@ -9,7 +9,7 @@ greenlet that handles what is there and goes back to its hub's pool. What differ
 - A `BaseException` that leaves a handler (`gevent.Timeout`, `GreenletExit`, `SystemExit`, ...) harms that
   actor alone. An asker gets it as `HandlerFailed` and the actor goes on; under `tell` it is a failure like
   any other, and the actor dies. pykka would stop every actor of the process.
-- `on_death` is called at every end of an actor, whatever the cause.
+- `on_death` is called at every end of an actor, whatever the cause, and so is whoever watches its ref.
 - Actors are not in `pykka.ActorRegistry`, so stopping one costs the same whatever their number, and
   `ActorRegistry.stop_all()` leaves them alone. Whoever starts actors keeps their refs. An actor that nobody
   refers to and that has no messages is collected, without `on_stop` or `on_death`.
@@ -37,7 +37,14 @@ from pykka.messages import _ActorStop
 from actors.errors import HandlerFailed, WrongThread
 from persistence.errors import PalaverError
 
-__all__ = ["Deadlock", "GreenletActor", "GreenletActorRef", "GreenletFuture", "release_idle_workers"]
+__all__ = [
+    "Deadlock",
+    "GreenletActor",
+    "GreenletActorRef",
+    "GreenletFuture",
+    "NotHandled",
+    "release_idle_workers",
+]
 
 T = TypeVar("T")
 A = TypeVar("A", bound=pykka.Actor)
@@ -60,6 +67,18 @@ _EXPIRED = object()
 
 class Deadlock(PalaverError, RuntimeError):
     """This wait could never end: an actor waits for its own answer, or the hub for something it must run."""
+
+
+class NotHandled(pykka.ActorDeadError):
+    """The actor is dead, or died before it came to the message: nothing has been done about it.
+
+    Attributes:
+        inbox: that actor's, which tells this error from one that a handler has raised.
+    """
+
+    def __init__(self, name: object, words: str, inbox: object) -> None:
+        super().__init__(f"{name} {words}")
+        self.inbox = inbox
 
 
 class GreenletFuture(pykka.Future[T]):
@@ -303,7 +322,9 @@ class _Worker(RawGreenlet):  # type: ignore[misc]  # gevent ships no types
 class _Inbox:
     """An actor's mailbox. While it has messages it has a worker, and borrows that worker's queue."""
 
-    __slots__ = ("actor", "number", "queue", "stopped", "stopping", "worker", "workers")
+    __slots__ = ("actor", "number", "queue", "reason", "stopped", "stopping", "worker", "workers")
+
+    reason: HandlerFailed | None  # what the actor died of, in words; set when it has ended
 
     def __init__(self, actor: GreenletActor) -> None:
         self.actor: GreenletActor | None = actor
@@ -404,7 +425,7 @@ class _Inbox:
         elif self.workers is not _DEAD:
             raise _wrong_thread("this actor")
         else:
-            _answer_as_dead(letter, "the actor")
+            _answer_as_dead(letter, "the actor", self)
 
 
 class _StopFlag:
@@ -461,6 +482,19 @@ class GreenletActorRef(pykka.ActorRef[A]):
     def _actor_weakref(self) -> GreenletActor | None:  # type: ignore[override]  # proxies call it, no more
         return self.actor_inbox.actor
 
+    def watch(self, watcher: Callable[[BaseException | None], object]) -> None:
+        """Call `watcher(reason)` when the actor has ended, once, after its `on_death` and as that is called.
+        For whoever is responsible for an actor of another's making.
+
+        If it has ended already, that is at once, and a reason is then a `HandlerFailed` that names the error:
+        a dead actor keeps nothing alive.
+        """
+        inbox = self.actor_inbox
+        if inbox.actor is None:
+            watcher(inbox.reason)
+        else:
+            inbox.actor._watchers += (watcher,)  # noqa: SLF001 - users of an actor should not see it
+
     def tell(self, message: Any) -> None:
         """Send a message, and do not wait.
 
@@ -470,7 +504,7 @@ class GreenletActorRef(pykka.ActorRef[A]):
         """
         inbox = self.actor_inbox
         if inbox.stopped:
-            raise pykka.ActorDeadError(f"{self} not found")
+            raise NotHandled(self, "not found", inbox)
         if inbox.queue is not None and _thread_ident() == inbox.workers.thread:
             inbox.queue.append((message, None))  # as post() does, without the call: tells come in floods
         else:
@@ -499,7 +533,7 @@ class GreenletActorRef(pykka.ActorRef[A]):
             )
         future = self.actor_class._create_future()  # noqa: SLF001 - pykka's hook
         if inbox.stopped:
-            future.set_exception((pykka.ActorDeadError, pykka.ActorDeadError(f"{self} not found"), None))
+            future.set_exception((NotHandled, NotHandled(self, "not found", inbox), None))
         else:
             inbox.post((message, future))
         if not block:
@@ -523,6 +557,7 @@ class GreenletActor(pykka.Actor):
 
     actor_inbox: _Inbox
     _death_cause: BaseException | None = None
+    _watchers: tuple[Callable[[BaseException | None], object], ...] = ()  # an unwatched actor has none
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
         # pykka's own __init__ would add a UUID and a threading.Event.
@@ -664,22 +699,29 @@ class GreenletActor(pykka.Actor):
         return False
 
     def _actor_loop_teardown(self) -> None:
-        for letter in self.actor_inbox.close():
-            _answer_as_dead(letter, self._actor_ref)
+        inbox = self.actor_inbox
+        reason, self._death_cause = self._death_cause, None
+        inbox.reason = (
+            None if reason is None else HandlerFailed(f"{self._actor_ref} died of {_shown(reason)}")
+        )
+        for letter in inbox.close():
+            _answer_as_dead(letter, self._actor_ref, inbox)
             message, reply_to = letter
             if reply_to is None and not isinstance(message, _ActorStop):
                 self._call_last_hook(self.on_undelivered, message)
-        reason, self._death_cause = self._death_cause, None
         self._call_last_hook(self.on_death, reason)
+        for watcher in self._watchers:
+            self._call_last_hook(watcher, reason)
 
-    def _call_last_hook(self, hook: Callable[[Any], None], argument: Any) -> None:
+    def _call_last_hook(self, hook: Callable[[Any], object], argument: Any) -> None:
         try:
             hook(argument)
         except BaseException:
-            logger.exception("Unhandled exception in %s of %s, which is dead:", hook.__name__, self)
+            name = getattr(hook, "__name__", "a watcher")
+            logger.exception("Unhandled exception in %s of %s, which is dead:", name, self)
 
 
-def _answer_as_dead(letter: _Letter, name: object) -> None:
+def _answer_as_dead(letter: _Letter, name: object, inbox: _Inbox) -> None:
     """Answer a message that nobody will handle: to stop a dead actor is a success, all else an error."""
     message, reply_to = letter
     if reply_to is None:
@@ -688,20 +730,23 @@ def _answer_as_dead(letter: _Letter, name: object) -> None:
         if isinstance(message, _ActorStop):
             reply_to.set(None)
         else:
-            dead = pykka.ActorDeadError(f"{name} stopped before handling the message")
-            reply_to.set_exception((pykka.ActorDeadError, dead, None))
+            dead = NotHandled(name, "stopped before handling the message", inbox)
+            reply_to.set_exception((NotHandled, dead, None))
     except (Full, WrongThread):
         logger.exception("A message to %s could not be answered:", name)
 
 
 def _contained(error: BaseException, what: str) -> HandlerFailed:
-    try:
-        shown = repr(error)
-    except BaseException:  # whatever the error's own code raises
-        shown = type(error).__name__
-    failed = HandlerFailed(f"{what} {shown}, which must not cross from one actor to another")
+    failed = HandlerFailed(f"{what} {_shown(error)}, which must not cross from one actor to another")
     failed.__cause__ = error
     return failed
+
+
+def _shown(error: BaseException) -> str:
+    try:
+        return repr(error)
+    except BaseException:  # whatever the error's own code raises
+        return type(error).__name__
 
 
 def _wrong_thread(what: str) -> WrongThread:

@@ -34,6 +34,13 @@ _WORDS: dict[type[Incident], tuple[int, str]] = {
 }
 
 
+def log_incident(incident: Incident, state: ConversationState | None = None) -> None:
+    """Write an incident's line."""
+    level, words = _WORDS[type(incident)]
+    fields = attrs.asdict(incident)
+    log(logger, level, words, state, turn=fields.pop("turn_id", None), **fields)
+
+
 class Incidents:
     """What happened in one runtime besides turns. Whatever reports here may be an actor's handler."""
 
@@ -50,9 +57,7 @@ class Incidents:
                 whose id is 0.
         """
         self.counts[type(incident).__name__] += 1
-        level, words = _WORDS[type(incident)]
-        fields = attrs.asdict(incident)
-        log(logger, level, words, state, turn=fields.pop("turn_id", None), **fields)
+        log_incident(incident, state)
         about = state if state is not None else ConversationState(0, "", "", None, 0.0)
         if self._directory.streams:
             self._directory.publish(about, incident)

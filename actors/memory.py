@@ -6,14 +6,13 @@ from collections import deque
 from functools import partial
 from typing import Any
 
-import pykka
 from attrs import define, field
 
 from actors.greenlet import GreenletActor, GreenletFuture
+from actors.lasting import IncarnationDied
 from actors.messages import ArchivesCounted, Forget, ListMemory, NameArchive, Recall, Remember
 from actors.services import Services
 from actors.storage import notify
-from actors.supervisor import ChildDied
 from persistence import memories
 from persistence.records import Kind
 
@@ -32,18 +31,20 @@ class MemoryActor(GreenletActor):
     """Gives archive names: the highest number stored or given out for a slug in its scope, plus one.
 
     Every name goes through this mailbox, so two compactions can never get the same one. A name whose
-    archive could not be stored is not given again.
+    archive could not be stored is not given again. The next incarnation reads the numbers from the database,
+    and from `Services.archives_given`, as archives of given names may still be on their way there.
     """
 
-    def __init__(self, services: Services, supervisor: pykka.ActorRef[Any]) -> None:
+    def __init__(self, services: Services) -> None:
         super().__init__()
         self._services = services
-        self._supervisor = supervisor
         self._counters: dict[Series, Counter] = {}
 
     def on_death(self, reason: BaseException | None) -> None:
-        if reason is not None:
-            notify(self._supervisor, ChildDied("memory", reason))
+        died = IncarnationDied(f"the memory actor ended before it had given a name: {reason!r}")
+        for counter in self._counters.values():
+            for reply in counter.waiting:
+                reply.fail(died)
 
     def on_receive(self, message: Any) -> Any:
         store = self._services.store
@@ -117,7 +118,7 @@ class MemoryActor(GreenletActor):
             for reply in counter.waiting:
                 reply.fail(message.error)
             return
-        counter.highest = message.highest
+        counter.highest = max(message.highest, self._services.archives_given.get(series, 0))
         self._give(series, counter)
 
     def _give(self, series: Series, counter: Counter) -> None:
@@ -125,6 +126,7 @@ class MemoryActor(GreenletActor):
             return
         while counter.waiting:
             counter.highest += 1
+            self._services.archives_given[series] = counter.highest
             counter.waiting.popleft().set(f"{series[2]}-{counter.highest}")
 
 

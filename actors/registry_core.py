@@ -9,12 +9,12 @@ from functools import partial
 from typing import Any
 
 import gevent
-import pykka
 from attrs import define, field
 
 from actors.conversation import ConversationActor
 from actors.errors import RuntimeClosed
 from actors.greenlet import GreenletActor, GreenletFuture
+from actors.lasting import IncarnationDied
 from actors.messages import (
     CloseConversation,
     CloseMode,
@@ -28,7 +28,6 @@ from actors.messages import (
 from actors.services import Services
 from actors.state import ConversationState
 from actors.storage import notify
-from actors.supervisor import ChildDied
 from actors.topics import TopicRouter
 from persistence import dormant
 from persistence.dormant import Dormant
@@ -100,10 +99,9 @@ class RegistryCore(GreenletActor):
     started again finds the living conversations there, with their routes and the next id.
     """
 
-    def __init__(self, services: Services, supervisor: pykka.ActorRef[Any]) -> None:
+    def __init__(self, services: Services) -> None:
         super().__init__()
         self._services = services
-        self._supervisor = supervisor
         self._directory = services.directory
         self._conversations = services.directory.conversations
         self._routers = services.directory.routers
@@ -127,9 +125,9 @@ class RegistryCore(GreenletActor):
             self._sweeper.close()
         for timer in self._parked.values():
             timer.kill(block=False)
-        gone = RuntimeClosed("the runtime was shut down meanwhile; open a new one")
+        gone: Exception = RuntimeClosed("the runtime was shut down meanwhile; open a new one")
         if reason is not None:
-            gone = RuntimeClosed(f"the registry actor failed ({reason!r}) and is started again; ask again")
+            gone = IncarnationDied(f"the registry actor failed ({reason!r}) and is started again; ask again")
         left = [*self._asking, *(w for opening in self._opening.values() for w in opening.waiters)]
         for closing in self._closing.values():
             left += closing.waiters
@@ -137,8 +135,6 @@ class RegistryCore(GreenletActor):
                 reply.fail(gone)
         for waiter in left:
             waiter.fail(gone)
-        if reason is not None:
-            notify(self._supervisor, ChildDied("registry", reason))
 
     # -- after an earlier registry's death ---------------------------------------------------------
 

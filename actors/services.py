@@ -36,7 +36,8 @@ class Services:
     turn_ids: Iterator[int] = field(factory=lambda: itertools.count(1))
     left_undone: dict[str, deque[UnfinishedSession]] = field(factory=dict)  # to be brought back, by agent
     put_off: list[UnfinishedSession] = field(factory=list)  # could not be brought back, for now
-    registry: pykka.ActorRef[Any] | None = None
+    archives_given: dict[tuple[str, str, str], int] = field(factory=dict)  # by agent, scope and slug
+    registry: pykka.ActorRef[Any] | None = None  # lasting refs: they follow restarts
     memory: pykka.ActorRef[Any] | None = None
 
     @property

@@ -9,20 +9,26 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
+import gevent
 import pykka
 
 from actors.agents import AgentTable
 from actors.builtin_tools import builtin_tools
+from actors.children import Book, ChildSpec, StartChild
 from actors.config import Limits
 from actors.directory import Directory
+from actors.errors import RuntimeFailed
 from actors.hooks import Hooks
 from actors.incidents import Incidents
+from actors.lasting import ask_until_answered
 from actors.memory import MemoryActor
 from actors.models.base import Model
 from actors.registry import RegistryActor
 from actors.services import Services
+from actors.steps import Surroundings
 from actors.storage import Store, Worker
-from actors.supervisor import StartChild, StopChildren, Supervisor
+from actors.supervisor import Supervisor
+from actors.text import describe_error
 from actors.tools import Tool, ToolRegistry
 from persistence import recovery, sessions
 from persistence.errors import DatabaseFailed
@@ -31,6 +37,8 @@ from persistence.sources import Sources
 logger = logging.getLogger("palaver.system")
 
 Recover = Literal["run", "hold", "fail"]
+Failure = DatabaseFailed | RuntimeFailed
+OnFailure = Callable[[Any], object]  # is given a Failure; a host may care for one kind alone
 GIVEN_UP = "not run: the process that accepted it ended first, and its unfinished messages were given up"
 
 
@@ -46,11 +54,51 @@ def give_up(services: Services, handles: Sequence[str]) -> int:
 
 
 class System:
-    """One database, one tree of actors: supervisor, memory, registry, and the registry's conversations."""
+    """One database and one tree of actors.
 
-    def __init__(self, services: Services, supervisor: pykka.ActorRef[Supervisor]) -> None:
+    The root supervises the memory actor, the registry (whose children the conversations are) and a supervisor
+    of users' own actors, each restarted alone. What keeps dying below it ends the root, and with it the
+    runtime: `failed` is set then. The database worker is no actor: it is started before the root and stopped
+    after it, and what fails there is final.
+    """
+
+    def __init__(self, services: Services, on_failure: OnFailure | None = None) -> None:
         self.services = services
-        self.supervisor = supervisor
+        self.failed: RuntimeFailed | None = None
+        self._on_failure = on_failure
+        self._book = Book()  # of the users' actors
+        around = Surroundings(services.clock, services.incidents.report)
+        self._root = Supervisor.start(around=around)
+        self._root.watch(self._root_ended)  # type: ignore[attr-defined]  # pykka's ref knows it not
+        try:
+            services.memory = self._supervise("memory", partial(MemoryActor.start, services))
+            services.registry = self._supervise("registry", partial(RegistryActor.start, services))
+            users = partial(Supervisor.start, around=around, book=self._book)
+            self.users = self._supervise("users", users, stop_timeout_s=None)
+        except BaseException:
+            self._root.stop(timeout=services.limits.ask_timeout_s)
+            raise
+
+    def _supervise(
+        self, name: str, start: Callable[[], pykka.ActorRef[Any]], **options: Any
+    ) -> pykka.ActorRef[Any]:
+        request = StartChild(ChildSpec(name, start, when_spent="escalate", **options))
+        timeout = self.services.limits.ask_timeout_s
+        ref: pykka.ActorRef[Any] = ask_until_answered(self._root, request, timeout=timeout, waits=False)
+        return ref
+
+    def _root_ended(self, reason: BaseException | None) -> None:
+        if reason is None:
+            return
+        self.failed = RuntimeFailed(
+            f"this runtime does nothing any more: {describe_error(reason, named=False)}. End the process, or "
+            "shut this runtime down and open another; what was accepted is in the file"
+        )
+        self.failed.__cause__ = reason
+        self._book.close(str(self.failed))
+        logger.critical("%s", self.failed)
+        if self._on_failure is not None:
+            gevent.spawn(self._on_failure, self.failed)
 
     @classmethod
     def start(
@@ -63,7 +111,7 @@ class System:
         limits: Limits,
         sources: Sources,
         recover: Recover = "run",
-        on_failure: Callable[[DatabaseFailed], object] | None = None,
+        on_failure: OnFailure | None = None,
     ) -> System:
         """Open the database and start the actors, in order. Blocks the calling greenlet.
 
@@ -91,7 +139,7 @@ class System:
         try:
             services.turn_ids = itertools.count(max(store.call(sessions.highest_ids)) + 1)
             cls._recover(services, recover)
-            return cls(services, cls._start_actors(services))
+            return cls(services, on_failure)
         except BaseException:
             store.stop()
             raise
@@ -108,24 +156,9 @@ class System:
         for session in left:
             services.left_undone.setdefault(session.agent, deque()).append(session)
 
-    @staticmethod
-    def _start_actors(services: Services) -> pykka.ActorRef[Any]:
-        supervisor = Supervisor.start()
-
-        def start(name: str, child: type[MemoryActor | RegistryActor]) -> pykka.ActorRef[Any]:
-            request = StartChild(name, partial(child.start, services, supervisor))
-            timeout = services.limits.ask_timeout_s
-            ref: pykka.ActorRef[Any] = supervisor.ask(request, block=True, timeout=timeout)
-            return ref
-
-        services.memory = start("memory", MemoryActor)
-        services.registry = start("registry", RegistryActor)
-        return supervisor
-
     def stop(self) -> None:
         """Stop the actors in reverse order, then commit what waits and close the database."""
-        timeout = self.services.limits.ask_timeout_s
-        self.supervisor.ask(StopChildren(), timeout=timeout).get(timeout=timeout)
-        self.supervisor.stop(timeout=timeout)
+        self._root.stop()  # each child has its time limit
+        self._book.close("the runtime was shut down")
         self.services.directory.end_streams()
         self.services.store.stop()

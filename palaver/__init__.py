@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from actors.children import ChildSpec, ChildStatus
     from actors.config import AgentConfig, Limits
     from actors.counts import Durations
     from actors.errors import (
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
         ModelError,
         NoActiveTurn,
         NotPatched,
+        RestartsSpent,
         ResultTimeout,
         RuntimeClosed,
+        RuntimeFailed,
         WrongThread,
     )
     from actors.events import (
@@ -65,7 +68,9 @@ if TYPE_CHECKING:
     from actors.models.base import Chunk, Model, ModelRequest, ToolCallDelta
     from actors.models.openai import OpenAIModel
     from actors.models.scripted import Reply, ScriptedModel
+    from actors.policy import Budget
     from actors.state import CompactOutcome, ConversationInfo, ConversationSnapshot, SwitchOutcome
+    from actors.supervisor import Supervisor
     from actors.ticket import Ticket
     from actors.tools import Tool, ToolContext
     from palaver.health import Health
@@ -99,6 +104,10 @@ __version__ = "0.1.0"
 
 # The same imports, for when the program runs: module -> names.
 _HOMES = {
+    "actors.children": (
+        "ChildSpec",
+        "ChildStatus",
+    ),
     "actors.config": (
         "AgentConfig",
         "Limits",
@@ -123,8 +132,10 @@ _HOMES = {
         "ModelError",
         "NoActiveTurn",
         "NotPatched",
+        "RestartsSpent",
         "ResultTimeout",
         "RuntimeClosed",
+        "RuntimeFailed",
         "WrongThread",
     ),
     "actors.events": (
@@ -169,12 +180,14 @@ _HOMES = {
         "Reply",
         "ScriptedModel",
     ),
+    "actors.policy": ("Budget",),
     "actors.state": (
         "CompactOutcome",
         "ConversationInfo",
         "ConversationSnapshot",
         "SwitchOutcome",
     ),
+    "actors.supervisor": ("Supervisor",),
     "actors.ticket": ("Ticket",),
     "actors.tools": (
         "Tool",
@@ -225,6 +238,9 @@ __all__ = [
     "AgentNotRegistered",
     "AskTimeout",
     "BacklogFull",
+    "Budget",
+    "ChildSpec",
+    "ChildStatus",
     "Chunk",
     "CompactOutcome",
     "Compacted",
@@ -280,14 +296,17 @@ __all__ = [
     "Rates",
     "RecordError",
     "Reply",
+    "RestartsSpent",
     "ResultTimeout",
     "Runtime",
     "RuntimeClosed",
+    "RuntimeFailed",
     "ScriptedModel",
     "SessionNotFound",
     "SessionSummary",
     "Stats",
     "StorageError",
+    "Supervisor",
     "SwitchOutcome",
     "TextDelta",
     "TextEnd",

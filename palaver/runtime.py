@@ -14,11 +14,13 @@ import pykka
 from gevent.pool import Pool
 
 from actors import compaction
+from actors.children import ChildSpec, ChildStatus, ListChildren, RemoveChild, StartChild
 from actors.config import AgentConfig, Limits
 from actors.errors import AskTimeout, ConversationClosed, InvalidInput, RuntimeClosed
 from actors.events import Event
 from actors.feed import EventStream
 from actors.greenlet import GreenletFuture
+from actors.lasting import ask_until_answered
 from actors.logs import log
 from actors.messages import (
     CancelTurn,
@@ -52,7 +54,7 @@ from actors.state import (
     SwitchOutcome,
 )
 from actors.storage import Worker
-from actors.system import Recover, System, give_up
+from actors.system import OnFailure, Recover, System, give_up
 from actors.text import check_text, check_title
 from actors.ticket import OnBusy, Ticket, check_on_busy, unknown_conversation
 from actors.tools import Tool
@@ -63,7 +65,7 @@ from palaver.stats import Stats, gather
 from palaver.threads import Owner, ThreadFuture
 from palaver.waiting import check_wait, when_free
 from persistence import recovery, sessions, turns
-from persistence.errors import DatabaseFailed
+from persistence.errors import PalaverError
 from persistence.records import HistoryEntry, SessionSummary, TurnResult, TurnRow, UnfinishedSession
 from persistence.retention import sessions_older_than
 from persistence.sources import Sources
@@ -116,7 +118,7 @@ class Runtime:
         sources: Sources | None = None,
         worker: Worker | None = None,
         recover: Recover = "run",
-        on_failure: Callable[[DatabaseFailed], object] | None = None,
+        on_failure: OnFailure | None = None,
         wait_s: float = 0.0,
     ) -> Runtime:
         """Open a database and start the actors.
@@ -135,7 +137,8 @@ class Runtime:
                 topic is opened. "fail": they end as `failed`, now, without being run.
             on_failure: called once, in a greenlet of its own, when the database has failed for good (an I/O
                 error at a commit, damage): nothing is stored any more, and every call that needs the file
-                raises that `DatabaseFailed`. A host should end its process then, with a status of its own.
+                raises that `DatabaseFailed`. Likewise with a `RuntimeFailed` when an actor that the runtime
+                cannot do without kept dying. A host should end its process then, with a status of its own.
             wait_s: seconds to wait for a file that another process or Runtime holds. A new process takes over
                 as soon as the old one lets go; only the calling greenlet waits between two attempts.
 
@@ -195,15 +198,24 @@ class Runtime:
         self._down.get()
 
     def _shut_down(self, drain: float) -> None:
-        refs = list(self._ask_registry(RefuseNewWork()).values())
+        refs = list(self._refuse_new_work().values())
         settling = gevent.spawn(self._wait_all, [self._ask_quietly(ref, Settle()) for ref in refs], drain)
         gevent.wait([settling, self._hurry], count=1)
         settling.kill()
         self._wait_all([self._ask_quietly(ref, Suspend()) for ref in refs], CLEAN_UP_S)
         self._system.stop()
 
-    def _ask_quietly(self, ref: pykka.ActorRef[Any], message: object) -> GreenletFuture[None] | None:
+    def _refuse_new_work(self) -> dict[int, pykka.ActorRef[Any] | None]:
+        try:
+            refs: dict[int, pykka.ActorRef[Any] | None] = self._ask_registry(RefuseNewWork())
+        except PalaverError:  # no registry any more: what lives still ends well
+            return {state.id: state.ref for state in self._conversations.values()}
+        return refs
+
+    def _ask_quietly(self, ref: pykka.ActorRef[Any] | None, message: object) -> GreenletFuture[None] | None:
         """The future that a conversation answers with, or None if it is gone or does not answer."""
+        if ref is None:
+            return None
         try:
             reply: GreenletFuture[None] = ref.ask(
                 message, block=True, timeout=self._services.limits.ask_timeout_s
@@ -776,12 +788,45 @@ class Runtime:
         """
         return self._owner.run(function, *args, **kwargs)
 
+    # -- actors of the user's own ------------------------------------------------------------------
+
+    def supervise(self, spec: ChildSpec) -> pykka.ActorRef[Any]:
+        """Start an actor of your own, and restart it when it dies, as `spec` says. When the runtime shuts
+        down, these actors are stopped when the conversations have come to rest, the last started first.
+
+        Returns:
+            A ref that stays good: after a restart it is the new incarnation's, and meanwhile messages wait.
+
+        Raises:
+            InvalidInput: a supervised actor has this name already.
+            Exception: whatever the first start raises; the actor is not supervised then.
+        """
+        if not isinstance(spec, ChildSpec):
+            raise InvalidInput(f"an actor is supervised as a ChildSpec(...) says, not {spec!r}")
+        ref: pykka.ActorRef[Any] = self._ask_users(StartChild(spec))
+        return ref
+
+    def supervised(self) -> list[ChildStatus]:
+        """What became of the user's own actors that are supervised, in the order of their start."""
+        children: list[ChildStatus] = self._ask_users(ListChildren())
+        return children
+
+    def unsupervise(self, name: str) -> bool:
+        """Stop a supervised actor, within its time limit, and forget it; whether it was there."""
+        check_text(name, what="the actor's name", most=NAME_CHARS)
+        there: bool = self._ask_users(RemoveChild(name))
+        return there
+
     # -- asking ------------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
         self._owner.check()
-        if self._refusal is not None:
-            raise self._refusal
+        self._check_refusal()
+
+    def _check_refusal(self) -> None:
+        refusal = self._refusal or self._system.failed
+        if refusal is not None:
+            raise refusal
 
     def _ref(self, cid: int) -> pykka.ActorRef[Any]:
         """The conversation's actor; one that has left memory, or that is being started again, comes back.
@@ -819,34 +864,35 @@ class Runtime:
 
     def _ask_registry(self, message: object, *, waits: bool = False) -> Any:
         self._owner.check()
-        if self._refusal is not None and not isinstance(message, RefuseNewWork):
-            raise self._refusal
-        registry = self._services.registry
-        assert registry is not None
-        try:
-            return self._answer(registry, message, waits=waits)
-        except pykka.ActorDeadError as error:
-            raise RuntimeClosed("the registry actor is gone, its log says why; open a new runtime") from error
+        if not isinstance(message, RefuseNewWork):
+            self._check_refusal()
+        return self._ask_service(self._services.registry, message, waits=waits)
 
     def _ask_memory(self, message: object) -> Any:
         self._check_open()
-        memory = self._services.memory
-        assert memory is not None
+        return self._ask_service(self._services.memory, message, waits=False)
+
+    def _ask_users(self, message: object) -> Any:
+        self._check_open()
+        return self._ask_service(self._system.users, message, waits=True)
+
+    def _ask_service(self, ref: pykka.ActorRef[Any] | None, message: object, *, waits: bool) -> Any:
+        """The reply of an actor that is restarted when it dies; `waits` as for `_answer`."""
+        assert ref is not None
         try:
-            return self._answer(memory, message, waits=False)
+            return self._answer(ref, message, waits=waits)
         except pykka.ActorDeadError as error:
-            raise RuntimeClosed("the memory actor is gone, its log says why; open a new runtime") from error
+            raise (
+                self._system.failed or RuntimeClosed(f"the runtime is over: {error}; open a new one")
+            ) from error
 
     def _answer(self, ref: pykka.ActorRef[Any], message: object, *, waits: bool) -> Any:
         """An actor's reply; `waits` if a turn may have to end before it comes."""
         timeout = self._services.limits.ask_timeout_s
         try:
-            reply = ref.ask(message, timeout=timeout)
-            if isinstance(reply, GreenletFuture):
-                reply = reply.get(timeout=None if waits else timeout)
+            return ask_until_answered(ref, message, timeout=timeout, waits=waits)
         except pykka.Timeout as error:
             raise AskTimeout(f"no answer to {type(message).__name__} within {timeout} s") from error
-        return reply
 
     @staticmethod
     def _check_pair(agent: str, sender: str) -> None:

@@ -540,6 +540,43 @@ def test_supervisor_knows_of_a_death_before_any_asker_runs(spawn):
     assert order == ["death", "stopped"]
 
 
+@pytest.mark.parametrize("way", WAYS_TO_DIE)
+def test_whoever_watches_hears_of_every_end_once_after_on_death(spawn, log, way):
+    faults, kill, reason = WAYS_TO_DIE[way]
+    actor = spawn(Green, log=log, **faults)
+    actor.watch(lambda error: log.append(("watched", error)))
+    actor.watch(lambda error: log.append(("watched too", error)))
+    kill(actor)
+    gevent.idle()
+    settle()
+    assert log[-3:] == [("death", reason), ("watched", reason), ("watched too", reason)]
+
+
+def test_watching_a_dead_actor_tells_at_once_how_it_ended(spawn, log):
+    stopped, failed = spawn(Green, log=log), spawn(Green, log=log)
+    stopped.stop(timeout=LONG)
+    failed.tell(BOOM)
+    settle()
+    ends = []
+    stopped.watch(ends.append)
+    failed.watch(ends.append)
+    assert ends[0] is None
+    assert type(ends[1]) is HandlerFailed
+    assert repr(BOOM) in str(ends[1])
+
+
+def test_a_watcher_that_raises_harms_nobody(spawn, log, caplog):
+    def fail(_error):
+        raise OwnBase
+
+    actor = spawn(Green, log=log)
+    actor.watch(fail)
+    actor.watch(log.append)
+    actor.stop(timeout=LONG)
+    assert log[-1] is None
+    assert "a watcher of" in caplog.text or "fail of" in caplog.text
+
+
 def test_on_undelivered_gets_what_was_told_in_order_and_survives_its_errors(spawn, log, caplog):
     class Careless(Green):
         def on_undelivered(self, message):
