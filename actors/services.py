@@ -13,6 +13,7 @@ from attrs import define, field
 from actors.agents import AgentTable
 from actors.config import Limits
 from actors.directory import Directory
+from actors.errors import RuntimeFailed
 from actors.hooks import Hooks
 from actors.incidents import Incidents
 from actors.storage import Store
@@ -37,6 +38,7 @@ class Services:
     left_undone: dict[str, deque[UnfinishedSession]] = field(factory=dict)  # to be brought back, by agent
     put_off: list[UnfinishedSession] = field(factory=list)  # could not be brought back, for now
     archives_given: dict[tuple[str, str, str], int] = field(factory=dict)  # by agent, scope and slug
+    failed: RuntimeFailed | None = None  # an actor that the runtime cannot do without kept dying
     registry: pykka.ActorRef[Any] | None = None  # lasting refs: they follow restarts
     memory: pykka.ActorRef[Any] | None = None
 

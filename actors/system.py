@@ -58,13 +58,12 @@ class System:
 
     The root supervises the memory actor, the registry (whose children the conversations are) and a supervisor
     of users' own actors, each restarted alone. What keeps dying below it ends the root, and with it the
-    runtime: `failed` is set then. The database worker is no actor: it is started before the root and stopped
-    after it, and what fails there is final.
+    runtime: `Services.failed` is set then. The database worker is no actor: it is started before the root and
+    stopped after it, and what fails there is final.
     """
 
     def __init__(self, services: Services, on_failure: OnFailure | None = None) -> None:
         self.services = services
-        self.failed: RuntimeFailed | None = None
         self._on_failure = on_failure
         self._book = Book()  # of the users' actors
         around = Surroundings(services.clock, services.incidents.report)
@@ -90,15 +89,16 @@ class System:
     def _root_ended(self, reason: BaseException | None) -> None:
         if reason is None:
             return
-        self.failed = RuntimeFailed(
+        failed = RuntimeFailed(
             f"this runtime does nothing any more: {describe_error(reason, named=False)}. End the process, or "
             "shut this runtime down and open another; what was accepted is in the file"
         )
-        self.failed.__cause__ = reason
-        self._book.close(str(self.failed))
-        logger.critical("%s", self.failed)
+        failed.__cause__ = reason
+        self.services.failed = failed
+        self._book.close(str(failed))
+        logger.critical("%s", failed)
         if self._on_failure is not None:
-            gevent.spawn(self._on_failure, self.failed)
+            gevent.spawn(self._on_failure, failed)
 
     @classmethod
     def start(

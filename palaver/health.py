@@ -25,12 +25,12 @@ class Health:
 def live(rt: Runtime) -> Health:
     """Whether the process should go on; if not, end it and start another: no waiting will help.
 
-    True as long as the database can be written. A runtime that shuts down is alive.
+    True as long as the database can be written and the runtime has not failed. One that shuts down is alive.
 
     Raises:
         WrongThread: called in another thread; see above.
     """
-    return _health(_broken(rt.stats()))
+    return _health(_broken(rt, rt.stats()))
 
 
 def ready(rt: Runtime) -> Health:
@@ -43,7 +43,7 @@ def ready(rt: Runtime) -> Health:
         WrongThread: called in another thread; see above.
     """
     stats = rt.stats()
-    reasons = _broken(stats)
+    reasons = _broken(rt, stats)
     if stats.closing_down:
         reasons.append("the runtime is shutting down or closed")
     else:
@@ -55,10 +55,13 @@ def ready(rt: Runtime) -> Health:
     return _health(reasons)
 
 
-def _broken(stats: Stats) -> list[str]:
-    if stats.database_failed is None:
-        return []
-    return [f"the database has failed, and nothing is stored any more: {stats.database_failed}"]
+def _broken(rt: Runtime, stats: Stats) -> list[str]:
+    reasons = []
+    if stats.database_failed is not None:
+        reasons.append(f"the database has failed, and nothing is stored any more: {stats.database_failed}")
+    if rt.failed is not None:
+        reasons.append(str(rt.failed))
+    return reasons
 
 
 def _health(reasons: Sequence[str]) -> Health:

@@ -16,7 +16,7 @@ from gevent.pool import Pool
 from actors import compaction
 from actors.children import ChildSpec, ChildStatus, ListChildren, RemoveChild, StartChild
 from actors.config import AgentConfig, Limits
-from actors.errors import AskTimeout, ConversationClosed, InvalidInput, RuntimeClosed
+from actors.errors import AskTimeout, ConversationClosed, InvalidInput, RuntimeClosed, RuntimeFailed
 from actors.events import Event
 from actors.feed import EventStream
 from actors.greenlet import GreenletFuture
@@ -788,6 +788,12 @@ class Runtime:
         """
         return self._owner.run(function, *args, **kwargs)
 
+    @property
+    def failed(self) -> RuntimeFailed | None:
+        """Why nothing new is taken any more, if an actor that the runtime cannot do without kept dying."""
+        self._owner.check()
+        return self._services.failed
+
     # -- actors of the user's own ------------------------------------------------------------------
 
     def supervise(self, spec: ChildSpec) -> pykka.ActorRef[Any]:
@@ -824,7 +830,7 @@ class Runtime:
         self._check_refusal()
 
     def _check_refusal(self) -> None:
-        refusal = self._refusal or self._system.failed
+        refusal = self._refusal or self._services.failed
         if refusal is not None:
             raise refusal
 
@@ -883,7 +889,7 @@ class Runtime:
             return self._answer(ref, message, waits=waits)
         except pykka.ActorDeadError as error:
             raise (
-                self._system.failed or RuntimeClosed(f"the runtime is over: {error}; open a new one")
+                self._services.failed or RuntimeClosed(f"the runtime is over: {error}; open a new one")
             ) from error
 
     def _answer(self, ref: pykka.ActorRef[Any], message: object, *, waits: bool) -> Any:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import gevent
 import gevent.event
 
+from actors.errors import RuntimeFailed
 from actors.logs import log
 from palaver.health import live
 from palaver.host.config import HostConfig
@@ -56,7 +57,7 @@ class Host:
         self._sources = sources or Sources()
         self._told = gevent.event.Event()
         self._at_once = gevent.event.Event()
-        self._failure: DatabaseFailed | None = None
+        self._failure: DatabaseFailed | RuntimeFailed | None = None
         self.serving = gevent.event.Event()
 
     def stop(self) -> None:
@@ -72,6 +73,7 @@ class Host:
         Raises:
             DatabaseInUse, HostInUse: the file or the socket is another's, and still is after `wait_s`.
             DatabaseFailed: the disk failed while it was in use; the host has stopped.
+            RuntimeFailed: an actor that the runtime cannot do without kept dying; the host has drained, stopped.
             StorageError, InvalidConfig: it could not be opened.
         """
         self._notifier.starting(self._wait_s)
@@ -151,11 +153,13 @@ class Host:
             raise error
         return begun  # type: ignore[no-any-return]  # gevent's greenlets are untyped; `begin` returned it
 
-    def _fail(self, failure: DatabaseFailed) -> None:
-        log(logger, logging.CRITICAL, "the database failed, the host stops", reason=failure)
+    def _fail(self, failure: DatabaseFailed | RuntimeFailed) -> None:
+        what = "database" if isinstance(failure, DatabaseFailed) else "runtime"
+        log(logger, logging.CRITICAL, f"the {what} failed, the host stops", reason=failure)
         self._failure = failure
         self._told.set()
-        self._at_once.set()
+        if isinstance(failure, DatabaseFailed):  # else what runs may still end, and be stored
+            self._at_once.set()
 
 
 def _caught(begin: Callable[[], T]) -> tuple[T | None, Exception | None]:
