@@ -73,7 +73,7 @@ class Host:
         Raises:
             DatabaseInUse, HostInUse: the file or the socket is another's, and still is after `wait_s`.
             DatabaseFailed: the disk failed while it was in use; the host has stopped.
-            RuntimeFailed: an actor that the runtime cannot do without kept dying; the host has drained, stopped.
+            RuntimeFailed: an actor that the runtime cannot do without kept dying; the host has stopped.
             StorageError, InvalidConfig: it could not be opened.
         """
         self._notifier.starting(self._wait_s)
