@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from math import inf
 
 from attrs import define, field, frozen
 
@@ -29,6 +30,21 @@ class Durations:
     def count(self) -> int:
         """How many there were."""
         return sum(self.counts)
+
+    def since(self, before: Durations) -> Durations:
+        """Those that came after `before`."""
+        counts = tuple(now - then for now, then in zip(self.counts, before.counts, strict=True))
+        return Durations(self.bounds, counts, self.sum_s - before.sum_s)
+
+    def within(self, share: float) -> float | None:
+        """The smallest bound that this share of them kept to, in seconds: infinity if it is more than all
+        bounds; None if there were none."""
+        wanted, so_far = share * self.count, 0
+        for bound, count in zip((*self.bounds, inf), self.counts, strict=True):
+            so_far += count
+            if so_far and so_far >= wanted:
+                return bound
+        return None
 
 
 @define(eq=False)

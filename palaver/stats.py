@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from attrs import frozen
 
@@ -140,23 +140,24 @@ def gather(services: Services, *, closing_down: bool) -> Stats:
     )
 
 
-def rates(before: Stats, after: Stats) -> Rates:
+def rates(before: Stats | None, after: Stats) -> Rates:
     """What happened in each second between two records of one runtime.
 
-    Where `before` is of an earlier runtime, one that was open for longer, the rates are of all the time
-    since `after`'s was opened. Between two records of one moment all rates are 0.
+    Where `before` is None, or of an earlier runtime (one that was open for longer), the rates are of all the
+    time since `after`'s was opened. Between two records of one moment all rates are 0.
     """
-    again = after.uptime_s < before.uptime_s
-    seconds = after.uptime_s if again else after.uptime_s - before.uptime_s
+    then = None if before is None or before.uptime_s > after.uptime_s else before
+    seconds = after.uptime_s if then is None else after.uptime_s - then.uptime_s
 
-    def rate(now: int, then: int) -> float:
-        return (now if again else now - then) / seconds if seconds > 0 else 0.0
+    def rate(count: Callable[[Stats], int]) -> float:
+        came = count(after) - (0 if then is None else count(then))
+        return came / seconds if seconds > 0 else 0.0
 
     return Rates(
         seconds,
-        rate(after.turns_accepted, before.turns_accepted),
-        rate(sum(after.turns_ended.values()), sum(before.turns_ended.values())),
-        rate(after.turns_ended["failed"], before.turns_ended["failed"]),
-        rate(after.commits, before.commits),
-        rate(after.database_jobs, before.database_jobs),
+        rate(lambda stats: stats.turns_accepted),
+        rate(lambda stats: sum(stats.turns_ended.values())),
+        rate(lambda stats: stats.turns_ended["failed"]),
+        rate(lambda stats: stats.commits),
+        rate(lambda stats: stats.database_jobs),
     )

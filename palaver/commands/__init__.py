@@ -16,6 +16,7 @@ from palaver.commands.memory import memory
 from palaver.commands.replay import replay
 from palaver.commands.retention import purge, unfinished
 from palaver.commands.sessions import sessions
+from palaver.commands.top import top
 from palaver.commands.verify import verify
 from palaver.logs import LogFormat, set_up
 
@@ -40,7 +41,7 @@ def palaver(verbose: bool, log_format: LogFormat) -> None:
     set_up(logging.INFO if verbose else _SILENT, log_format)
 
 
-for command in (demo, chat, host, replay, sessions, memory, verify, backup, export, import_):
+for command in (demo, chat, host, top, replay, sessions, memory, verify, backup, export, import_):
     palaver.add_command(command)
 for command in (purge, unfinished):
     sessions.add_command(command)
