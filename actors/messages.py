@@ -424,6 +424,14 @@ class PassiveDeleted:
 
 
 @frozen
+class PassiveForgotten:
+    """A conversation is no more to be found among the passive ones; `count` is 1 if it was."""
+
+    conversation_id: int
+    count: int
+
+
+@frozen
 class PassiveFound:
     """The passive conversations of a pair; `request` is who waits for them."""
 

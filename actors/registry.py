@@ -32,6 +32,7 @@ from actors.messages import (
     OpeningFailed,
     PassivationRefused,
     PassiveDeleted,
+    PassiveForgotten,
     PassiveFound,
     PassiveStored,
     Proceed,
@@ -104,6 +105,8 @@ class RegistryActor(RegistryLives):
                 return self._passive_stored(message)
             case PassiveFound():
                 return self._found(message)
+            case PassiveForgotten():
+                return self._passive_forgotten(message)
             case PassiveDeleted():
                 return self._passive_deleted(message)
             case SessionLookedUp():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -113,6 +114,7 @@ class RegistryCore(GreenletActor):
         self._asking: list[Waiter] = []  # whose answer the database has to give first
         self._leaving: dict[int, ConversationState] = {}  # asked to leave memory
         self._parting: dict[int, ConversationState] = {}  # have left; where to find them is being stored
+        self._forgotten: Counter[int] = Counter()  # are being struck off the passive ones
         self._deaths: dict[int, list[float]] = {}
         self._parked: dict[int, gevent.Greenlet] = {}  # and what will start them again
         self._sweeper: Any = None

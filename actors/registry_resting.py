@@ -22,6 +22,7 @@ from actors.messages import (
     OpenSession,
     Passivate,
     PassivationRefused,
+    PassiveForgotten,
     PassiveFound,
     PassiveStored,
     SessionLookedUp,
@@ -203,10 +204,10 @@ class RegistryResting(RegistryCore):
         if notice.error is not None:
             waiter.fail(notice.error)
             return
-        waiter.found = notice.found
-        self._house(notice.found)
+        waiter.found = found = self._current(notice.found)
+        self._house(found)
         self._again(waiter)
-        for row in notice.found[:1]:
+        for row in found[:1]:
             self._tidy((row.agent, row.sender))
 
     def _house(self, found: list[Dormant]) -> None:
@@ -336,15 +337,23 @@ class RegistryResting(RegistryCore):
             state.ref.tell(message)
         waiter.reply.set(state.ref)
 
-    def _forget_passive(self, conversation_id: int, then: Callable[[], None] | None = None) -> None:
-        """It is live again, or gone for good: no passive row may bring it back another time."""
+    def _forget_passive(self, conversation_id: int) -> None:
+        """It is live again, or gone for good: what the database says before it has forgotten is outdated."""
+        self._forgotten[conversation_id] += 1
+        ref = self.actor_ref
+        self._services.store.submit(
+            partial(dormant.forget, id=conversation_id),
+            lambda count, _error: notify(ref, PassiveForgotten(conversation_id, count or 0)),
+        )
 
-        def forgotten(count: int | None, _error: BaseException | None) -> None:
-            self._directory.passive -= count or 0
-            if then is not None:
-                then()
+    def _passive_forgotten(self, notice: PassiveForgotten) -> None:
+        self._directory.passive -= notice.count
+        self._forgotten[notice.conversation_id] -= 1
+        if not self._forgotten[notice.conversation_id]:
+            del self._forgotten[notice.conversation_id]
 
-        self._services.store.submit(partial(dormant.forget, id=conversation_id), forgotten)
+    def _current(self, found: list[Dormant]) -> list[Dormant]:
+        return [row for row in found if row.id not in self._forgotten]
 
 
 def _find_session(db: Database, *, handle: str, passive: bool) -> tuple[SessionSummary | None, list[Dormant]]:

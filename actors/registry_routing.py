@@ -138,7 +138,9 @@ class RegistryRouting(RegistryClosing):
                 "the topic %r of %s could not be opened: %s", opening.title, opening.pair, notice.error
             )
         state = self._conversations.get(notice.conversation_id)
-        if opening.known and state is not None:
+        if state is not None and opening.known and isinstance(notice.error, SessionNotFound):
+            self._end_passive(self._row_of(state))  # it was deleted meanwhile
+        elif state is not None and opening.known:
             self._sleep_again(state)
         else:
             router = self._router(opening.pair)
@@ -178,15 +180,15 @@ class RegistryRouting(RegistryClosing):
         if notice.error is not None:
             waiter.fail(notice.error)
             return
-        waiter.found = notice.passive
-        self._house(notice.passive)
+        waiter.found = found = self._current(notice.passive)
+        self._house(found)
         if isinstance(waiter.request, DeleteSession):
             self._delete_known(waiter, notice.summary)
         elif notice.summary is None:
             waiter.fail(SessionNotFound(f"no stored session has the handle {notice.handle!r}"))
         else:
             self._load_found(waiter, notice.summary)
-        for row in notice.passive[:1]:
+        for row in found[:1]:
             self._tidy((row.agent, row.sender))
 
     def _load_found(self, waiter: Waiter, summary: SessionSummary) -> None:

@@ -23,7 +23,8 @@ class Sender(Talking):
             title = rng.choice(self._world.titles)
             self._cid = rt.switch_topic(self._agent, self._sender, title, "d").conversation_id
             shown = rt.conversation(self._cid)
-            early = shown is not None and shown.state == "opening"
+            # One that has left memory has its session, and opens again for its next message.
+            early = shown is not None and shown.state == "opening" and shown.handle is None
             self._world.require(not early, 11, f"conversation {self._cid} was given out before it was open")
         elif chance < 0.9:
             self._cid = rt.get_or_create(self._agent, self._sender)

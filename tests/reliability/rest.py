@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from actors.history import resumed
-from palaver import Runtime
+from palaver import ConversationNotFound, Runtime
 from persistence import sessions
 from persistence.inline import InlineWorker
 from persistence.verify import verify
@@ -32,7 +32,12 @@ def heal(world: World, rt: Runtime, worker: InlineWorker) -> None:
     for info in rt.list_active():
         message = world.message("heal", info.agent, info.sender)
         world.ledger.sent(message, world.watch.handle_of(info.id))
-        result = rt.send(info.id, message.content, timeout=HEAL_S)
+        try:
+            result = rt.send(info.id, message.content, timeout=HEAL_S)
+        except ConversationNotFound as error:
+            world.require(info.topic is None, 15, f"{info} is gone: only a tmp chat may expire")
+            world.ledger.refused(message, error)
+            continue
         world.ledger.told(message, result)
         world.require(result.stop_reason == "text_response", 19, f"after the faults: {result}")
     _wait_until_quiet(world, rt, began)

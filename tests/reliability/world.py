@@ -47,6 +47,10 @@ class World:
             queued_per_conversation=rng.choice((100, 100, 3)),
             event_buffer=rng.choice((1_024, 1_024, 6)),
             attempts=rng.choice((3, 2, 1)),
+            # In most worlds nobody is idle for long enough to leave memory; in others everybody is.
+            passivate_after_s=rng.choice((3_600.0, 3_600.0, 0.3, 0.02)),
+            tmp_expires_s=rng.choice((3_600.0, 3_600.0, 3_600.0, 0.5)),
+            live_conversations=rng.choice((1_000, 1_000, 1_000, 6, 3)),
         )
         self.reads_all = rng.random() < 0.4
         self.begun: dict[int, list[int]] = {}  # turn -> the lives in which it was begun
