@@ -38,7 +38,17 @@ INJECTED = "injected"
 COMMIT_S = 0.001
 SETTLED_S = 0.25  # far more commits than any one call needs
 
-LIMITS = Limits(queued_per_conversation=PER_CONVERSATION, queued_per_sender=PER_SENDER, queued_total=IN_ALL)
+LONG_S = 1_000_000.0  # over all days that pass here: the plain model knows no limits of time
+LIMITS = Limits(
+    queued_per_conversation=PER_CONVERSATION,
+    queued_per_sender=PER_SENDER,
+    queued_total=IN_ALL,
+    passivate_after_s=LONG_S,
+    tmp_expires_s=LONG_S,
+    turn_s=LONG_S,
+    model_round_s=LONG_S,
+    tool_call_s=LONG_S,
+)
 
 
 class Asked:
