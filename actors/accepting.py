@@ -11,6 +11,7 @@ from actors.errors import (
     MailboxFull,
     NoActiveTurn,
 )
+from actors.events import Overflowed
 from actors.messages import (
     SteerJournalled,
     TurnJournalled,
@@ -69,6 +70,7 @@ class Accepting(Ending):
         try:
             self._services.directory.take(ticket, self._state, waiting)
         except MailboxFull as full:
+            self._services.incidents.report(Overflowed(full.limit, full.most), self._state)
             return full
         return None
 

@@ -131,18 +131,24 @@ class Directory:
         if waiting >= limits.queued_per_conversation:
             raise MailboxFull(
                 f"conversation {state.id} has {waiting} turns waiting, the most that "
-                "limits.queued_per_conversation allows; send again when some are done"
+                "limits.queued_per_conversation allows; send again when some are done",
+                "queued_per_conversation",
+                limits.queued_per_conversation,
             )
         of_sender = self.queued_by_sender.get(sender, 0)
         if of_sender >= limits.queued_per_sender:
             raise MailboxFull(
                 f"sender {sender!r} has {of_sender} turns accepted and not done, the most that "
-                "limits.queued_per_sender allows; send again when some are done"
+                "limits.queued_per_sender allows; send again when some are done",
+                "queued_per_sender",
+                limits.queued_per_sender,
             )
         if len(self.tickets) >= limits.queued_total:
             raise MailboxFull(
                 f"{len(self.tickets)} turns are accepted and not done, the most that "
-                "limits.queued_total allows; send again later"
+                "limits.queued_total allows; send again later",
+                "queued_total",
+                limits.queued_total,
             )
         self.hold(ticket, sender)
 

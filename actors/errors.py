@@ -62,7 +62,17 @@ class ConversationBusy(PalaverError):
 
 
 class MailboxFull(PalaverError):
-    """A bound on queued turns is reached; nothing of this message was stored."""
+    """A bound is reached; nothing of this request was stored.
+
+    Attributes:
+        limit: the field of `Limits`; "" where it is no runtime's.
+        most: its value.
+    """
+
+    def __init__(self, message: str, limit: str = "", most: int = 0) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.most = most
 
 
 class ResultTimeout(PalaverError, TimeoutError):

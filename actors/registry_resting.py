@@ -126,7 +126,9 @@ class RegistryResting(RegistryCore):
         self._services.incidents.report(Overflowed(limit, most))
         raise MailboxFull(
             f"{what} are in memory, the most that limits.{limit} allows, and none is an idle topic that "
-            "could leave; try again when some are done or closed"
+            "could leave; try again when some are done or closed",
+            limit,
+            most,
         )
 
     @property
