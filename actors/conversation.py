@@ -15,6 +15,7 @@ from actors.errors import (
     HandlerFailed,
     RuntimeClosed,
 )
+from actors.events import DeadLettered
 from actors.greenlet import GreenletFuture
 from actors.journal import Journal
 from actors.messages import (
@@ -229,30 +230,20 @@ class ConversationActor(Accepting):
 
     def _end_exhausted(self, tickets: Sequence[Ticket]) -> None:
         """Turns that took their process or conversation down each time end as failed, with the reason."""
-        for ticket in tickets:
-            logger.error(
-                "a turn was begun %s times and never ended; it is given up: agent=%s sender=%s "
-                "conversation=%s turn=%s",
-                ticket.attempts,
-                self._state.agent,
-                self._state.sender,
-                self._state.id,
-                ticket.turn_id,
+        results = [
+            TurnResult(
+                "",
+                "error",
+                f"given up: the turn was begun {ticket.attempts} times, and each time its process or "
+                "conversation ended before it did",
+                conversation_id=self._state.id,
+                turn_id=ticket.turn_id,
             )
-        self._end_without_running(
-            tickets,
-            [
-                TurnResult(
-                    "",
-                    "error",
-                    f"given up: the turn was begun {ticket.attempts} times, and each time its process or "
-                    "conversation ended before it did",
-                    conversation_id=self._state.id,
-                    turn_id=ticket.turn_id,
-                )
-                for ticket in tickets
-            ],
-        )
+            for ticket in tickets
+        ]
+        for ticket, result in zip(tickets, results, strict=True):
+            self._services.incidents.report(DeadLettered(ticket.turn_id, result.error or ""), self._state)
+        self._end_without_running(tickets, results, dead=True)
 
     def _opening_failed(self, error: BaseException) -> None:
         early, self._early = self._early or [], None

@@ -87,7 +87,9 @@ class Ending(ConversationCore):
         self._end_without_running(tickets, results)
         return True
 
-    def _end_without_running(self, tickets: Sequence[Ticket], results: Sequence[TurnResult]) -> None:
+    def _end_without_running(
+        self, tickets: Sequence[Ticket], results: Sequence[TurnResult], *, dead: bool = False
+    ) -> None:
         notice = partial(ClosedTurnsStored, tuple(tickets), tuple(results))
         ref = self.actor_ref
         self._ending.update({ticket.turn_id: [] for ticket in tickets})
@@ -95,7 +97,7 @@ class Ending(ConversationCore):
             notify(ref, notice())  # by message, so that whoever asked is listed first
         else:
             self._writes += 1
-            self._journal.end_unrun(tickets, results, lambda error: notify(ref, notice(error)))
+            self._journal.end_unrun(tickets, results, lambda error: notify(ref, notice(error)), dead=dead)
 
     def _closed_turns_stored(self, message: ClosedTurnsStored) -> None:
         if self._journal is not None:

@@ -24,9 +24,11 @@ from persistence.records import (
     TurnState,
 )
 from persistence.writes import (
+    NewDeadLetter,
     NewEntry,
     NewEvent,
     NewSteer,
+    Retried,
     SessionUpdate,
     SteerUpdate,
     TurnUpdate,
@@ -89,7 +91,8 @@ class Journal:
             then(existing, error)
 
         if ticket.key is None:
-            self._store_with_owed(WriteSet(new_turns=(row,)), stored)
+            retried = () if ticket.retries is None else (Retried(ticket.retries, ticket.turn_id),)
+            self._store_with_owed(WriteSet(new_turns=(row,), retried=retried), stored)
             return
         if self._fence is not None:
             stored(None, self._fence)
@@ -152,17 +155,25 @@ class Journal:
 
         self._write(WriteSet(new_turns=(row,), steer_updates=applied), placed)
 
-    def end_unrun(self, tickets: Sequence[Ticket], results: Sequence[TurnResult], then: Then) -> None:
-        """Turns that end without having run."""
+    def end_unrun(
+        self, tickets: Sequence[Ticket], results: Sequence[TurnResult], then: Then, *, dead: bool = False
+    ) -> None:
+        """Turns that end without having run; as `dead` letters where they are given up."""
+        now = self._clock.wall()
+        letters = tuple(
+            NewDeadLetter(self.session_id, ticket.turn_id, result.error or "", ticket.attempts, now)
+            for ticket, result in zip(tickets, results, strict=True)
+            if dead
+        )
         updates = tuple(self._ended(ticket, result) for ticket, result in zip(tickets, results, strict=True))
 
         def committed(error: BaseException | None) -> None:
             if error is not None:
                 failures = tuple(self._ended(ticket, self._failure(ticket, error)) for ticket in tickets)
-                self._owe(WriteSet(turn_updates=failures))
+                self._owe(WriteSet(turn_updates=failures, dead=letters))
             then(error)
 
-        self._write(WriteSet(turn_updates=updates), committed)
+        self._write(WriteSet(turn_updates=updates, dead=letters), committed)
 
     # -- a turn's steps and its end ----------------------------------------------------------------
 

@@ -68,6 +68,7 @@ class Ticket:
         "on_busy",
         "owner",
         "refused",
+        "retries",
         "sender",
         "streams",
         "tool_choice",
@@ -104,6 +105,7 @@ class Ticket:
         self.last_entry: HistoryEntry | None = None  # of the steps that an earlier life stored
         self.durable = False
         self.eager = False  # runs while it is being stored; what it stores comes behind
+        self.retries: int | None = None  # the dead letter that it tries again
         self.refused = False  # it could not be stored, so nothing of it is
         self.interrupts: Ticket | None = None  # what it cancels, once it is accepted
         self.from_steer = False

@@ -78,12 +78,14 @@ if TYPE_CHECKING:
     from palaver.host.errors import HostInUse, HostUnreachable, ProtocolError
     from palaver.runtime import Runtime
     from palaver.stats import Rates, Stats, rates
+    from persistence.dead_letters import DeadLetter
     from persistence.errors import (
         BacklogFull,
         DatabaseFailed,
         DatabaseInUse,
         DatabaseTooNew,
         DatabaseUnusable,
+        DeadLetterNotFound,
         PalaverError,
         RecordError,
         SessionNotFound,
@@ -206,12 +208,14 @@ _HOMES = {
     ),
     "palaver.runtime": ("Runtime",),
     "palaver.stats": ("Rates", "Stats", "rates"),
+    "persistence.dead_letters": ("DeadLetter",),
     "persistence.errors": (
         "BacklogFull",
         "DatabaseFailed",
         "DatabaseInUse",
         "DatabaseTooNew",
         "DatabaseUnusable",
+        "DeadLetterNotFound",
         "PalaverError",
         "RecordError",
         "SessionNotFound",
@@ -257,6 +261,8 @@ __all__ = [
     "DatabaseInUse",
     "DatabaseTooNew",
     "DatabaseUnusable",
+    "DeadLetter",
+    "DeadLetterNotFound",
     "DeadLettered",
     "Deadlock",
     "DescriptionRequired",

@@ -64,7 +64,8 @@ from palaver.moving import transfer
 from palaver.stats import Stats, gather
 from palaver.threads import Owner, ThreadFuture
 from palaver.waiting import check_wait, when_free
-from persistence import recovery, sessions, turns
+from persistence import dead_letters, recovery, sessions, turns
+from persistence.dead_letters import DeadLetter
 from persistence.errors import PalaverError
 from persistence.records import HistoryEntry, SessionSummary, TurnResult, TurnRow, UnfinishedSession
 from persistence.retention import sessions_older_than
@@ -657,6 +658,37 @@ class Runtime:
         """
         check_text(handle, what="the handle", most=NAME_CHARS)
         return self._job(partial(turns.turns_of_handle, handle=handle))
+
+    # -- messages that were given up ---------------------------------------------------------------
+
+    def dead_letters(self, agent: str | None = None, sender: str | None = None) -> list[DeadLetter]:
+        """Messages that were given up because they took their process or conversation down each time, in the
+        order in which they were. Of one agent or sender where given."""
+        return self._job(partial(dead_letters.dead_letters, agent=agent, sender=sender))
+
+    def dead_letter(self, turn_id: int) -> DeadLetter:
+        """One of them.
+
+        Raises:
+            DeadLetterNotFound.
+        """
+        return self._job(partial(dead_letters.dead_letter, turn_id=turn_id))
+
+    def retry_dead_letter(self, turn_id: int) -> Ticket:
+        """Send a message again that was given up, as a new turn at the end of its conversation's queue. Its
+        key, if it had one, still stands for the turn that failed.
+
+        Raises:
+            DeadLetterNotFound, AgentNotRegistered, MailboxFull, StorageError (it was tried again before).
+        """
+        letter = self._job(partial(dead_letters.to_retry, turn_id=turn_id))
+        cid = self.load(letter.handle)
+        ticket = self._ticket(
+            cid, letter.content, letter.said_by, letter.guest, "enqueue", None, letter.tool_choice
+        )
+        ticket.retries = turn_id
+        self._hand_over(ticket)
+        return ticket.wait_accepted()
 
     # -- what earlier processes left undone --------------------------------------------------------
 

@@ -29,6 +29,7 @@ PARTS = {
     "entries": "seq, turn_id, body, created_at",
     "compactions": "seq, archive, scope, created_at",
     "events": "turn_id, at, body",
+    "dead_letters": "turn_id, reason, attempts, at, retried_as",
 }
 OF_SESSION = "WHERE session_id = ? ORDER BY id"
 KEYS_OF_SESSION = "keys WHERE turn_id IN (SELECT id FROM turns WHERE session_id = ?) ORDER BY turn_id, key"
@@ -163,7 +164,7 @@ def _moved(
             moved["result"] = encode_result(evolve(decode_result(row["result"]), turn_id=moved["id"]))
     if table == "steers":
         moved["id"] = steer_ids[row["id"]]
-    for column in ("turn_id", "applied_turn"):
+    for column in ("turn_id", "applied_turn", "retried_as"):
         if column in row:
             moved[column] = turn_ids.get(row[column], row[column])
     return moved

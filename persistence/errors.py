@@ -49,5 +49,9 @@ class SessionNotFound(PalaverError):
     """No stored session has this handle."""
 
 
+class DeadLetterNotFound(PalaverError):
+    """No message with this turn id was given up."""
+
+
 class RevisionMoved(StorageError):
     """The session was changed by someone else since the caller read its revision."""

@@ -3,7 +3,8 @@
     DIR/manifest.json       format, version, counts, and the checksum of SHA256SUMS
     DIR/SHA256SUMS          a line per file, as sha256sum writes it, in the order of the database
     DIR/deleted.jsonl       what is left of deleted sessions: their handles, and ids never to be given again
-    DIR/sessions/*.jsonl    a session each: its row, turns, steers, entries, compactions, events, keys
+    DIR/sessions/*.jsonl    a session each: its row, turns, steers, entries, compactions, events,
+                            dead letters, keys
     DIR/memory/AGENT/SCOPE/KIND/NAME.md
 
 The same content gives the same bytes. Numbers that only the database file uses (`sessions.id` and the like)
@@ -45,6 +46,7 @@ KINDS = {
     "entry": ("entries", PARTS["entries"]),
     "compaction": ("compactions", PARTS["compactions"]),
     "event": ("events", PARTS["events"]),
+    "dead_letter": ("dead_letters", PARTS["dead_letters"]),
     "key": ("keys", KEYS),
     "deleted": ("deleted_sessions", DELETED),
 }
@@ -63,6 +65,7 @@ class Contents:
     entries: int = 0
     compactions: int = 0
     events: int = 0
+    dead_letters: int = 0
     keys: int = 0
     memory: int = 0
     deleted_sessions: int = 0

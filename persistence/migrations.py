@@ -18,6 +18,7 @@ TABLES = (
     "entries",
     "compactions",
     "events",
+    "dead_letters",
     "memory_entries",
     "memory_entries_fts",
 )
@@ -171,4 +172,21 @@ def m005_recovery(db: Database) -> None:
     db.execute("CREATE INDEX keys_by_age ON keys (created_at)")
 
 
-NAMES = tuple(m.__name__ for m in (m001_sessions, m002_turns, m003_history, m004_memory, m005_recovery))
+@migrations()
+def m007_dead_letters(db: Database) -> None:
+    """Messages that were given up."""
+    db.execute("""
+        CREATE TABLE dead_letters (
+            id INTEGER PRIMARY KEY,
+            session_id INTEGER NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+            turn_id INTEGER NOT NULL UNIQUE REFERENCES turns (id) ON DELETE CASCADE,
+            reason TEXT NOT NULL,
+            attempts INTEGER NOT NULL,
+            at REAL NOT NULL,
+            retried_as INTEGER
+        ) STRICT""")
+    db.execute("CREATE INDEX dead_letters_by_session ON dead_letters (session_id)")
+
+
+_ALL = (m001_sessions, m002_turns, m003_history, m004_memory, m005_recovery, m007_dead_letters)
+NAMES = tuple(each.__name__ for each in _ALL)

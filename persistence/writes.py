@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
-from attrs import evolve, frozen
+from attrs import astuple, evolve, frozen
 from sqlite_utils import Database
 
 from persistence.codec import encode_entry, encode_result
@@ -90,6 +90,25 @@ class NewEvent:
 
 
 @frozen
+class NewDeadLetter:
+    """A turn that is given up, after it was begun so many times."""
+
+    session_id: int
+    turn_id: int
+    reason: str
+    attempts: int
+    at: float
+
+
+@frozen
+class Retried:
+    """The dead letter `turn_id` is tried again as the turn `new_id`."""
+
+    turn_id: int
+    new_id: int
+
+
+@frozen
 class WriteSet:
     """Writes that are stored together or not at all."""
 
@@ -100,6 +119,8 @@ class WriteSet:
     new_steers: tuple[NewSteer, ...] = ()
     steer_updates: tuple[SteerUpdate, ...] = ()
     events: tuple[NewEvent, ...] = ()
+    dead: tuple[NewDeadLetter, ...] = ()
+    retried: tuple[Retried, ...] = ()
 
 
 def merged(sets: Sequence[WriteSet]) -> WriteSet:
@@ -127,6 +148,8 @@ def apply(db: Database, sets: Sequence[WriteSet]) -> None:
     insert(db, "entries", _ENTRY_COLUMNS, [_entry_row(row) for s in sets for row in s.entries])
     _update_steers(db, [update for s in sets for update in s.steer_updates])
     insert(db, "events", _EVENT_COLUMNS, [_event_row(row) for s in sets for row in s.events])
+    insert(db, "dead_letters", _DEAD_COLUMNS, [astuple(row) for s in sets for row in s.dead])
+    _mark_retried(db, [row for s in sets for row in s.retried])
 
 
 def insert(db: Database, table: str, columns: str, rows: Sequence[Row]) -> None:
@@ -328,6 +351,18 @@ def _update_steers(db: Database, updates: Sequence[SteerUpdate]) -> None:
     where = "steers.id = v.column1 AND steers.applied_turn IS NULL"
     if _update(db, "steers", "applied_turn = v.column2", where, [*rows.values()]) != len(rows):
         raise StorageError(f"steer {_listed([*rows.values()])} is not stored, or is applied already")
+
+
+# -- dead letters ---------------------------------------------------------------------------------
+
+_DEAD_COLUMNS = "session_id, turn_id, reason, attempts, at"
+
+
+def _mark_retried(db: Database, retried: Sequence[Retried]) -> None:
+    for each in retried:
+        sql = "UPDATE dead_letters SET retried_as = ? WHERE turn_id = ? AND retried_as IS NULL"
+        if db.execute(sql, [each.new_id, each.turn_id]).rowcount != 1:
+            raise StorageError(f"turn {each.turn_id} is no dead letter, or was tried again before")
 
 
 # -- statements -----------------------------------------------------------------------------------

@@ -119,6 +119,11 @@ def _leave_undone(path: Path) -> None:
             " (?, ?, 'alice', 'waits', 'queued', 0, 6)",
             [turn, session_id, turn + 1, session_id],
         )
+        db.execute(
+            "INSERT INTO dead_letters (session_id, turn_id, reason, attempts, at, retried_as)"
+            " VALUES (?, ?, 'given up', 3, 7.5, ?)",
+            [session_id, turn_id, turn + 1],
+        )
         db.conn.commit()
 
 

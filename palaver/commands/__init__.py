@@ -10,6 +10,7 @@ from palaver import __version__
 from palaver.commands.base import PlainErrors
 from palaver.commands.chat import chat
 from palaver.commands.copies import backup, export, import_
+from palaver.commands.dead import dead
 from palaver.commands.demo import demo
 from palaver.commands.host import host
 from palaver.commands.memory import memory
@@ -41,7 +42,7 @@ def palaver(verbose: bool, log_format: LogFormat) -> None:
     set_up(logging.INFO if verbose else _SILENT, log_format)
 
 
-for command in (demo, chat, host, top, replay, sessions, memory, verify, backup, export, import_):
+for command in (demo, chat, host, top, replay, sessions, memory, verify, backup, export, import_, dead):
     palaver.add_command(command)
 for command in (purge, unfinished):
     sessions.add_command(command)
