@@ -371,6 +371,7 @@ def test_a_session_file_is_lines_of_typed_and_versioned_json(lived_in: Path, exp
         "steer",
         "entry",
         "event",
+        "dead_letter",
         "key",
         "end",
     ]
