@@ -8,7 +8,6 @@ from typing import Any
 
 import gevent
 import pykka
-from gevent import GreenletExit
 
 from actors.agents import Agent
 from actors.errors import CompactionFailed
@@ -16,8 +15,8 @@ from actors.journal import Journal
 from actors.lasting import ask_until_answered
 from actors.logs import log
 from actors.messages import CompactionDone, HistoryCompacted, NameArchive
+from actors.model_call import ModelCall
 from actors.models.base import Message, ModelRequest
-from actors.round import run_round
 from actors.services import Services
 from actors.state import CompactOutcome, ConversationState
 from actors.storage import notify
@@ -40,12 +39,14 @@ def summarize(services: Services, state: ConversationState, agent: Agent, messag
     """A summary of `messages` (wire form, without the system prompt), by the agent's own model.
 
     The agent's prompt is part of the request, so that its identity survives; tool results are cut to
-    `compact_tool_max_len` characters for this request only. Runs in the calling greenlet.
+    `compact_tool_max_len` characters for this request only. Blocks the calling greenlet; the model runs in
+    one of its own, which ends with the wait.
 
     Raises:
         CompactionFailed: the model failed, or answered nothing.
     """
     most = agent.config.compact_tool_max_len
+    call = ModelCall(services, agent.config.model, state.agent, state.sender)
     request = ModelRequest(
         model=agent.config.model,
         messages=[
@@ -57,41 +58,15 @@ def summarize(services: Services, state: ConversationState, agent: Agent, messag
         agent=state.agent,
         sender=state.sender,
         conversation_id=state.id,
+        pause=call.pause,
     )
-    try:
-        answer = run_round(agent.model, request, None)
-    except GreenletExit:  # a cancel
-        raise
-    except BaseException as error:  # a model's own Timeout or SystemExit among them
+    answer, error = call.run_apart(agent.model, request)
+    if answer is None:  # for whatever the model raised, its own Timeout or SystemExit among them
+        assert error is not None
         raise CompactionFailed(f"the model could not summarize: {describe_error(error)}") from error
     if not answer.text.strip():
         raise CompactionFailed("the model answered the request for a summary with nothing")
     return answer.text
-
-
-def summarize_apart(
-    services: Services, state: ConversationState, agent: Agent, messages: Sequence[Message]
-) -> str:
-    """As `summarize`, in a greenlet of its own, which ends with the calling one's wait: so what the model
-    raises there is told from what the caller is sent."""
-    asking = gevent.spawn(_summary_or_error, services, state, agent, messages)
-    try:
-        summary: str
-        summary, error = asking.get()
-    finally:
-        asking.kill(block=False)
-    if error is not None:
-        raise error
-    return summary
-
-
-def _summary_or_error(*args: Any) -> tuple[str, CompactionFailed | None]:
-    try:
-        return summarize(*args), None
-    except CompactionFailed as error:
-        return "", error
-    except GreenletExit as error:
-        return "", CompactionFailed(f"the model could not summarize: {describe_error(error)}")
 
 
 def compact(

@@ -105,7 +105,20 @@ class WrongThread(PalaverError, RuntimeError):
 
 
 class ModelError(PalaverError):
-    """The model's endpoint failed; the message says how."""
+    """The model's endpoint failed; the message says how.
+
+    Args:
+        retryable: whether the same message may get an answer when it is sent again: the endpoint was too
+            slow, overloaded or unreachable. It becomes `TurnResult.retryable`.
+        retry_after_s: seconds that the endpoint wants to be left alone; further calls of this model wait.
+    """
+
+    def __init__(
+        self, message: str = "", *, retryable: bool = False, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+        self.retry_after_s = retry_after_s
 
 
 class CompactionFailed(PalaverError):

@@ -52,21 +52,11 @@ def run_round(model: Model, request: ModelRequest, emit: Emit | None) -> Round:
         ModelError: the stream ended without a finish reason after something was said.
         BaseException: whatever the model raised. The stream is closed in any case.
     """
-    reader = _Reader(emit)
-    stream = model.stream(request)
-    try:
-        for chunk in stream:
-            reader.take(chunk)
-    finally:
-        reader.end_segment()
-        close = getattr(stream, "close", None)  # generators have one, other iterators need not
-        if close is not None:
-            close()
-    return reader.whole(request)
+    return Reader(emit).read(model, request)
 
 
-class _Reader:
-    """Collects chunks; keeps at most one segment open."""
+class Reader:
+    """Reads one answer; keeps at most one segment open."""
 
     def __init__(self, emit: Emit | None) -> None:
         self._emit = emit
@@ -76,6 +66,24 @@ class _Reader:
         self._finish_reason: str | None = None
         self._usage: Usage | None = None
         self._open: type[Event] | None = None  # the end event that the open segment waits for
+
+    def read(self, model: Model, request: ModelRequest) -> Round:
+        """As `run_round`."""
+        stream = model.stream(request)
+        try:
+            for chunk in stream:
+                self.take(chunk)
+        finally:
+            self.end_segment()
+            close = getattr(stream, "close", None)  # generators have one, other iterators need not
+            if close is not None:
+                close()
+        return self.whole(request)
+
+    def abandon(self) -> None:
+        """Nobody waits for the answer any more: whatever still comes is shown to nobody."""
+        self.end_segment()
+        self._emit = None
 
     def take(self, chunk: Chunk) -> None:
         if chunk.reasoning:
@@ -126,7 +134,8 @@ class _Reader:
         calls = self._whole_calls(request)
         if self._finish_reason is None and (text or calls or self._reasoning):
             raise ModelError(
-                "the model's answer ended without a finish reason: it was cut off, nothing of it is kept"
+                "the model's answer ended without a finish reason: it was cut off, nothing of it is kept",
+                retryable=True,
             )
         return Round(text, "".join(self._reasoning), calls, self._finish_reason, self._usage)
 

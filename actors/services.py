@@ -16,7 +16,9 @@ from actors.directory import Directory
 from actors.errors import RuntimeFailed
 from actors.hooks import Hooks
 from actors.incidents import Incidents
+from actors.limiter import Limiter
 from actors.storage import Store
+from actors.timelimits import TimeLimit
 from actors.tools import ToolRegistry
 from persistence.records import UnfinishedSession
 from persistence.sources import Clock, Sources
@@ -41,6 +43,19 @@ class Services:
     failed: RuntimeFailed | None = None  # an actor that the runtime cannot do without kept dying
     registry: pykka.ActorRef[Any] | None = None  # lasting refs: they follow restarts
     memory: pykka.ActorRef[Any] | None = None
+    model_calls: Limiter = field(init=False)
+    tool_calls: Limiter = field(init=False)
+    turn_time: TimeLimit = field(init=False)
+    round_time: TimeLimit = field(init=False)
+    tool_time: TimeLimit = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        limits, clock = self.limits, self.sources.clock
+        self.model_calls = Limiter(limits.model_calls, clock)
+        self.tool_calls = Limiter(limits.tool_calls, clock)
+        self.turn_time = TimeLimit("turn_s", limits.turn_s, clock)
+        self.round_time = TimeLimit("model_round_s", limits.model_round_s, clock)
+        self.tool_time = TimeLimit("tool_call_s", limits.tool_call_s, clock)
 
     @property
     def clock(self) -> Clock:

@@ -10,8 +10,8 @@ from gevent import GreenletExit
 
 from actors.logs import log
 from actors.messages import TitleProposed
+from actors.model_call import ModelCall
 from actors.models.base import ModelRequest
-from actors.round import run_round
 from actors.services import Services
 from actors.state import ConversationState
 from actors.storage import notify
@@ -58,6 +58,7 @@ def _ask(services: Services, state: ConversationState) -> str:
     agent = services.agents.get(state.agent)
     entries = state.history.entries
     user, assistant = _first(entries, "user") or "", _first(entries, "assistant") or ""
+    call = ModelCall(services, agent.config.model, state.agent, state.sender)
     request = ModelRequest(
         model=agent.config.model,
         messages=[
@@ -69,8 +70,9 @@ def _ask(services: Services, state: ConversationState) -> str:
         agent=state.agent,
         sender=state.sender,
         conversation_id=state.id,
+        pause=call.pause,
     )
-    answer = run_round(agent.model, request, None)
+    answer = call.run(agent.model, request, None)
     return " ".join(answer.text.split()).strip(_QUOTES).strip()[:TITLE_CHARS]
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 from gevent import GreenletExit
 
 from actors.errors import InvalidConfig
@@ -54,6 +54,7 @@ class ToolOutcome:
 
     output: str
     is_error: bool = False
+    cut: bool = field(default=False, eq=False)  # it was longer than `Limits.tool_output_chars`
 
 
 class Tool:
@@ -233,7 +234,8 @@ def dispatch(
         known = _list(n for n in registry.names if allowed is None or allowed(n))
         return _error(f"there is no tool {name!r}; the tools are: {known}", most)
     try:
-        return ToolOutcome(_fit(tool.call(arguments, context), most))
+        output = mend_text(tool.call(arguments, context))
+        return ToolOutcome(cut_text(output, most), cut=len(output) > most)
     except GreenletExit:
         raise
     except BadArguments as error:
@@ -244,12 +246,8 @@ def dispatch(
         return _error(describe_error(error, named=not isinstance(error, BadResult)), most)
 
 
-def _fit(text: str, most: int) -> str:
-    return cut_text(mend_text(text), most)
-
-
 def _error(words: str, most: int) -> ToolOutcome:
-    return ToolOutcome(_fit(f"error: {words}", most), is_error=True)
+    return ToolOutcome(cut_text(mend_text(f"error: {words}"), most), is_error=True)
 
 
 def _say(

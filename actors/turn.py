@@ -14,7 +14,7 @@ from gevent import GreenletExit
 
 from actors import compaction
 from actors.agents import Agent
-from actors.errors import AgentNotRegistered
+from actors.errors import AgentNotRegistered, ModelError
 from actors.events import (
     Compacted,
     CompactionSkipped,
@@ -23,7 +23,6 @@ from actors.events import (
     Event,
     ToolCallsComplete,
     ToolCallsStart,
-    ToolResult,
     UserSteered,
 )
 from actors.history import (
@@ -41,21 +40,23 @@ from actors.messages import (
     StepStored,
     TurnEnded,
 )
+from actors.model_call import ModelCall
 from actors.models.base import Message, ModelRequest
 from actors.own_turn import TurnGreenlet
-from actors.round import Round, run_round
+from actors.permit import CLEAN_UP_S
+from actors.round import Round
 from actors.services import Services
 from actors.state import ConversationState
 from actors.storage import notify
 from actors.text import describe_error, mend_text
 from actors.ticket import SteerRequest, Ticket
-from actors.tools import ToolContext, ToolOutcome, dispatch
+from actors.tool_calls import ToolCalls
+from actors.tools import ToolOutcome
 from persistence.errors import PalaverError, StorageError
 from persistence.records import HistoryEntry, StopReason, ToolCall, TurnResult, Usage
 
 logger = logging.getLogger("palaver.turn")
 
-CLEAN_UP_S = 5.0
 TRACE_VERSION = 1
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -104,8 +105,12 @@ class Turn:
         self._steps = 0
         self._model = ""
         self._answer: str | None = None
+        self._call: ModelCall | None = None  # the one under way
         self._cancelled = False
+        self._late = False  # its time is over
         self._running = False
+        self._giving_up: gevent.Greenlet | None = None
+        self._watch = 0
         self._compaction_paused = state.compaction_failures >= compaction.FAILURES_BEFORE_PAUSE
         self.greenlet = TurnGreenlet(state.id, self._run)
 
@@ -113,29 +118,63 @@ class Turn:
 
     def cancel(self) -> None:
         """Stop the turn wherever it waits; returns at once. Completed steps stay stored."""
-        if self._cancelled or self.ended:
-            return
-        self._cancelled = True
+        if not (self._cancelled or self._late or self.ended):
+            self._cancelled = True
+            self._stop()
+
+    def _time_is_up(self) -> None:
+        """In the hub, when the turn has taken as long as it may."""
+        if not (self._cancelled or self.ended):
+            self._late = True
+            self._stop()
+
+    def _stop(self) -> None:
         if self._running:
             self.greenlet.kill(block=False)
+            self._giving_up = gevent.spawn_later(CLEAN_UP_S, self._give_up)
+
+    def _give_up(self) -> None:
+        """End the turn without its greenlet, which is kept by a model that refuses to end. Whatever else a
+        turn waits for ends by itself."""
+        self._giving_up = None
+        if self.ended or self._call is None:
+            return
+        self._call.leave_behind()
+        failure = self._call.too_late() if self._call.late else _Stopped()
+        self._report(*self._judge(failure))
 
     # -- the turn's greenlet -----------------------------------------------------------------------
 
     def _run(self) -> None:
         self._running = True
-        text, error = "", None
-        stop_reason: StopReason
+        self._watch = self._services.turn_time.begin(self._time_is_up)
+        error, retryable = None, False
         try:
             text, stop_reason = self._rounds()
         except BaseException as failure:  # nothing of a turn may cross to its conversation
-            cancelled = self._cancelled and isinstance(failure, GreenletExit | _Cancelled)
-            words = None if cancelled else self._describe(failure)
-            if self._answer is not None and not isinstance(failure, StorageError):
-                text, stop_reason = self._answer, "text_response"  # only a compaction was left to do
-            else:
-                stop_reason, error = ("cancelled", None) if cancelled else ("error", words)
-        self._running = False
-        self._report(text, stop_reason, error)
+            if self.ended:
+                return  # it was left behind
+            text, stop_reason, error, retryable = self._judge(failure)
+        self._report(text, stop_reason, error, retryable)
+
+    def _judge(self, failure: BaseException) -> tuple[str, StopReason, str | None, bool]:
+        """What a turn that failed, or was stopped, has come to."""
+        if self._late and not isinstance(failure, StorageError):
+            failure = self._too_late()
+        cancelled = self._cancelled and isinstance(failure, GreenletExit | _Stopped)
+        words = None if cancelled else self._describe(failure)
+        if self._answer is not None and not isinstance(failure, StorageError):
+            return self._answer, "text_response", None, False  # only a compaction was left to do
+        if cancelled:
+            return "", "cancelled", None, False
+        return "", "error", words, _is_retryable(failure)
+
+    def _too_late(self) -> ModelError:
+        return ModelError(
+            f"the turn took longer than {self._services.turn_time} and was stopped; its completed steps are "
+            "kept, and the message can be sent again",
+            retryable=True,
+        )
 
     def _describe(self, failure: BaseException) -> str:
         ours = isinstance(failure, PalaverError)  # its message says what was asked and what to do
@@ -151,8 +190,12 @@ class Turn:
         state = self._state
         return f"agent={state.agent} sender={state.sender} conversation={state.id} turn={self.ticket.turn_id}"
 
-    def _report(self, text: str, stop_reason: StopReason, error: str | None) -> None:
+    def _report(self, text: str, stop_reason: StopReason, error: str | None, retryable: bool) -> None:
+        self._running = False
         self.ended = True
+        self._services.turn_time.end(self._watch)
+        if self._giving_up is not None:
+            self._giving_up.kill(block=False)
         result = TurnResult(
             text=text,
             stop_reason=stop_reason,
@@ -162,6 +205,7 @@ class Turn:
             model=self._model,
             conversation_id=self._state.id,
             turn_id=self.ticket.turn_id,
+            retryable=retryable,
         )
         if self._journal is not None:
             self.trace = _trace(stop_reason=stop_reason, steps=self._steps)
@@ -174,10 +218,10 @@ class Turn:
         if ticket.last_entry is None:
             # What the user said is part of the history however the turn ends, a missing agent included.
             self._add(HistoryEntry("user", ticket.content, sender=ticket.sender))
-        self._check_cancelled()
+        self._check_stopped()
         if self._waited and self._journal is not None:
             self._journal.begin(ticket)
-            self._check_cancelled()
+            self._check_stopped()
         agent = self._find_agent()
         self._prepare(agent)
         text = ""
@@ -230,7 +274,8 @@ class Turn:
 
     def _ask(self, agent: Agent, number: int) -> Round:
         config, ticket, state = agent.config, self.ticket, self._state
-        self._check_cancelled()
+        self._check_stopped()
+        self._call = ModelCall(self._services, config.model, state.agent, state.sender, self._give_up)
         choice = ticket.tool_choice or config.tool_choice
         if number > 1 and choice not in ("auto", "none"):
             choice = "auto"  # a forced call is forced once, or no turn would end
@@ -244,12 +289,14 @@ class Turn:
             sender=state.sender,
             conversation_id=state.id,
             turn_id=ticket.turn_id,
+            pause=self._call.pause,
         )
-        answer = run_round(agent.model, request, self._emit if self._heard else None)
+        answer = self._call.run(agent.model, request, self._emit if self._heard else None)
+        self._call = None
         self._steps += 1
         if answer.usage is not None:
             self._usage += answer.usage
-        self._check_cancelled()
+        self._check_stopped()
         return answer
 
     def _apply_steers(self) -> None:
@@ -262,64 +309,23 @@ class Turn:
             self._emit(UserSteered(steer.ticket.content))
 
     def _call_tools(self, agent: Agent, calls: Sequence[ToolCall]) -> list[ToolOutcome]:
-        outcomes: list[ToolOutcome | None] = [None] * len(calls)
-        running: list[TurnGreenlet] = []
+        tools = ToolCalls(self._services, self._state, agent, self.ticket.turn_id, calls, self._emit)
         try:
             self._wait_accepted()
             self._emit(ToolCallsStart(tuple(calls)))
-            running += [
-                TurnGreenlet(self._state.id, self._call_tool, agent, call, outcomes, place)
-                for place, call in enumerate(calls)
-            ]
-            gevent.joinall(running)
-        except BaseException:
-            gevent.killall(running, block=False)
-            gevent.joinall(running, timeout=CLEAN_UP_S)  # one that refuses to die is left behind
-            raise
+            tools.run()
         finally:
-            done = self._keep_results(calls, outcomes)
-        self._check_cancelled()
+            # Every call gets its result into history, whatever happened.
+            outcomes = tools.close()
+            results = [
+                None if outcome is None else tool_result(call, outcome.output)
+                for call, outcome in zip(calls, outcomes, strict=True)
+            ]
+            for entry in interrupted_results(calls, results):
+                self._add(entry)
+        self._check_stopped()
         self._emit(ToolCallsComplete())
-        return done
-
-    def _call_tool(
-        self, agent: Agent, call: ToolCall, outcomes: list[ToolOutcome | None], place: int
-    ) -> None:
-        services, state = self._services, self._state
-        began = services.clock.monotonic()
-        context = ToolContext(state.agent, state.sender, state.id, self.ticket.turn_id, call.id)
-        try:
-            outcome = dispatch(
-                services.tools,
-                call.name,
-                call.arguments,
-                context,
-                most=services.limits.tool_output_chars,
-                allowed=agent.may_call,
-            )
-        except GreenletExit as exit_:
-            if self._cancelled:
-                return
-            outcome = ToolOutcome(f"error: the tool ended with {exit_!r}", True)
-        if not outcomes:
-            return  # it outlived its turn's cancel: too late for a result
-        outcomes[place] = outcome
-        spent = services.clock.monotonic() - began
-        self._emit(ToolResult(call.id, call.name, outcome.output, outcome.is_error, spent))
-
-    def _keep_results(
-        self, calls: Sequence[ToolCall], outcomes: list[ToolOutcome | None]
-    ) -> list[ToolOutcome]:
-        """Every call gets its result into history, whatever happened; none is taken afterwards."""
-        results = [
-            None if outcome is None else tool_result(call, outcome.output)
-            for call, outcome in zip(calls, outcomes, strict=True)
-        ]
-        for entry in interrupted_results(calls, results):
-            self._add(entry)
-        done = [outcome for outcome in outcomes if outcome is not None]
-        outcomes.clear()
-        return done
+        return [outcome for outcome in outcomes if outcome is not None]
 
     def _commit_step(self, answer: Round, outcomes: Sequence[ToolOutcome]) -> None:
         self._wait_accepted()
@@ -343,7 +349,7 @@ class Turn:
         self._pending.clear()
         self.applied.clear()
         notify(self._ref, StepStored(self, entries))
-        self._check_cancelled()
+        self._check_stopped()
 
     # -- the size of the context -------------------------------------------------------------------
 
@@ -372,7 +378,7 @@ class Turn:
                 self._services, self._state, self._journal, agent, [*self._base, *self._wire]
             )
         except (PalaverError, GreenletExit) as error:
-            self._check_cancelled()
+            self._check_stopped()
             words = describe_error(error, named=False)
             failures = self._state.compaction_failures + 1
             self._compaction_paused = failures >= compaction.FAILURES_BEFORE_PAUSE
@@ -397,9 +403,9 @@ class Turn:
         if not self.ticket.durable:
             self.ticket.wait_accepted()
 
-    def _check_cancelled(self) -> None:
-        if self._cancelled:
-            raise _Cancelled
+    def _check_stopped(self) -> None:
+        if self._cancelled or self._late:
+            raise _Stopped
 
     @property
     def _heard(self) -> bool:
@@ -410,8 +416,15 @@ class Turn:
         emit(self._services, self._state, self.ticket, event)
 
 
-class _Cancelled(BaseException):
-    """The turn noticed at a boundary that it is cancelled. Never leaves this module."""
+class _Stopped(BaseException):
+    """The turn noticed at a boundary that it is cancelled, or too late. Never leaves this module."""
+
+
+def _is_retryable(failure: BaseException) -> bool:
+    """Whether the same message may get an answer when it is sent again."""
+    if isinstance(failure, ModelError):
+        return failure.retryable
+    return isinstance(failure, ConnectionError | TimeoutError)  # of a model that is the user's own
 
 
 def _printable(failure: BaseException) -> BaseException | None:

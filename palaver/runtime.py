@@ -532,7 +532,7 @@ class Runtime:
             return None
         agent = self._services.agents.get(state.agent)
         messages = state.history.seen_by("", state.agent)
-        return compaction.summarize_apart(self._services, state, agent, messages)
+        return compaction.summarize(self._services, state, agent, messages)
 
     def compact(self, cid: int) -> CompactOutcome:
         """Replace the live history by a summary, after the turns that were accepted before.

@@ -27,6 +27,7 @@ _RESULT_TYPES: dict[str, tuple[type, ...]] = {
     "model": (str,),
     "conversation_id": (int,),
     "turn_id": (int,),
+    "retryable": (bool,),
 }
 
 
@@ -91,6 +92,8 @@ def encode_result(result: TurnResult) -> str:
         body += f',"conversation_id":{result.conversation_id:d}'
     if result.turn_id:
         body += f',"turn_id":{result.turn_id:d}'
+    if result.retryable:
+        body += ',"retryable":true'
     return body + "}"
 
 
@@ -124,7 +127,7 @@ def decode_result(body: str) -> TurnResult:
         raise RecordError("a stored turn's result has a usage of an unknown shape")
     fields["usage"] = Usage(**usage)
     for name, value in fields.items():
-        if not isinstance(value, _RESULT_TYPES.get(name, ())) or isinstance(value, bool):
+        if type(value) not in _RESULT_TYPES.get(name, ()):  # by `type`: True is an int, but no count
             raise RecordError(f"a stored turn's result has the field {name!r} with an unknown shape")
     return TurnResult(text=fields.pop("text", ""), **fields)
 

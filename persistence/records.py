@@ -84,7 +84,8 @@ class TurnResult:
     """How a turn ended.
 
     `text` is the final answer ("" if there is none), `error` says what went wrong when `stop_reason`
-    is "error", `steps` counts model rounds, `usage` is summed over them.
+    is "error", `steps` counts model rounds, `usage` is summed over them. `retryable` says that the error
+    was one of time or of the model's endpoint: the same message, sent again, may get an answer.
     """
 
     text: str
@@ -95,6 +96,7 @@ class TurnResult:
     model: str = ""
     conversation_id: int = 0
     turn_id: int = 0
+    retryable: bool = False
 
 
 @frozen

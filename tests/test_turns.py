@@ -589,7 +589,7 @@ def test_a_tool_that_swallows_its_kill_and_returns_is_a_result_and_the_turn_is_c
 
 
 def test_a_tool_that_refuses_to_die_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("actors.turn.CLEAN_UP_S", 0.01)
+    monkeypatch.setattr("actors.tool_calls.CLEAN_UP_S", 0.01)
     begun, end = Signal(), Signal()
 
     def immortal() -> str:

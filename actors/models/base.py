@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from attrs import field, frozen
@@ -26,6 +26,9 @@ class ModelRequest:
         thinking: whether reasoning is wanted.
         purpose: what the answer is for: a "turn", a "compact" summary, a "title".
         agent, sender, conversation_id, turn_id: whose turn it is; nothing of it is sent.
+        pause: for a model whose endpoint wants to be left alone: `pause(seconds)` waits so long, keeps all
+            further calls of this model waiting too, and gives the call's place to others meanwhile. None
+            where the request does not come from a runtime.
     """
 
     model: str
@@ -38,6 +41,7 @@ class ModelRequest:
     sender: str = ""
     conversation_id: int = 0
     turn_id: int = 0
+    pause: Callable[[float], object] | None = field(default=None, eq=False, repr=False)
 
 
 @frozen

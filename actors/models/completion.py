@@ -14,6 +14,7 @@ from persistence.records import Usage
 ERROR_CHARS = 500
 
 _RETRIED = (408, 409, 425, 429)
+_CROWDED = (429, 503)
 _TOOL_CHOICES = ("auto", "none", "required")
 
 
@@ -22,13 +23,25 @@ class Failed(Exception):
 
     Args:
         again: whether another attempt may succeed.
+        later: whether one may succeed that is made some time later; as `again`, unless it is given.
         retry_after_s: seconds that the endpoint wants to be left alone before that.
+        crowded: whether it wants that of all requests, because it gets too many.
     """
 
-    def __init__(self, reason: str, *, again: bool = False, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        again: bool = False,
+        later: bool | None = None,
+        retry_after_s: float | None = None,
+        crowded: bool = False,
+    ) -> None:
         super().__init__(reason)
         self.again = again
+        self.later = again if later is None else later
         self.retry_after_s = retry_after_s
+        self.crowded = crowded and retry_after_s is not None
 
 
 def request_body(request: ModelRequest, extra: Mapping[str, Any]) -> bytes:
@@ -50,6 +63,11 @@ def request_body(request: ModelRequest, extra: Mapping[str, Any]) -> bytes:
 def may_retry(status: int) -> bool:
     """Whether a request that got this HTTP status may succeed when it is sent again."""
     return status in _RETRIED or status >= 500
+
+
+def is_crowded(status: int) -> bool:
+    """Whether this HTTP status says that the endpoint gets more requests than it can take."""
+    return status in _CROWDED
 
 
 class Answer:

@@ -13,7 +13,7 @@ from requests.adapters import HTTPAdapter
 from requests.exceptions import InvalidURL, SSLError
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from actors.models.completion import Failed, error_text, may_retry
+from actors.models.completion import Failed, error_text, is_crowded, may_retry
 from actors.models.endpoint import Endpoint
 from actors.models.retry import retry_after
 from actors.models.sse import SseParser
@@ -146,14 +146,14 @@ class Connection:
         time_is_up = _TimeIsUp()
         what = f"no whole answer within {self._endpoint.total_timeout_s:g} s (total_timeout_s)"
         if left_s <= 0:
-            raise Broken(what)
+            raise Broken(what, later=True)
         timer = gevent.Timeout.start_new(left_s, time_is_up)
         try:
             yield
         except _TimeIsUp as raised:
             if raised is not time_is_up:
                 raise
-            raise Broken(what) from None
+            raise Broken(what, later=True) from None
         finally:
             timer.close()
 
@@ -185,6 +185,7 @@ class Connection:
             error_text(status, response.reason or "", body[:MAX_ERROR_BYTES]),
             again=may_retry(status),
             retry_after_s=retry_after(response.headers.get("Retry-After"), self._clock.wall()),
+            crowded=is_crowded(status),
         )
 
 

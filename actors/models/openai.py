@@ -11,9 +11,9 @@ from typing import Any
 
 import gevent
 from gevent import monkey
-from gevent.lock import BoundedSemaphore
 
 from actors.errors import ModelError, NotPatched
+from actors.limiter import Limiter
 from actors.models.base import Chunk, ModelRequest
 from actors.models.completion import Answer, Failed, request_body
 from actors.models.connection import Broken, Connection
@@ -28,7 +28,7 @@ class OpenAIModel:
     Args:
         base_url: what comes before `/chat/completions`, as in `https://host/v1`; no query, no password.
         api_key: sent as a bearer token. It is never shown: not by `repr`, not in errors.
-        max_concurrent: requests under way at once; further ones wait their turn.
+        max_concurrent: requests under way at once; further ones wait, and senders take turns.
         connect_timeout_s: seconds for a connection to be made.
         idle_timeout_s: seconds that the endpoint may say nothing, before and within an answer.
         total_timeout_s: seconds for an answer in all, with waiting, retries and back-off.
@@ -83,7 +83,7 @@ class OpenAIModel:
         self._clock = clock or sources.clock
         self._sleep = sleep
         self._connection = Connection(self._endpoint, self._clock)
-        self._slots: BoundedSemaphore | None = None
+        self._slots = Limiter(max_concurrent, self._clock)
         self._closed = False
 
     def __repr__(self) -> str:
@@ -108,7 +108,7 @@ class OpenAIModel:
         while True:
             passed_on = False
             try:
-                with closing(self._attempt(body, deadline)) as chunks:
+                with closing(self._attempt(request, body, deadline)) as chunks:
                     for chunk in chunks:
                         passed_on = True
                         yield chunk
@@ -124,11 +124,14 @@ class OpenAIModel:
                 why = f"; the next attempt would have to wait {wait_s:.1f} s, beyond total_timeout_s"
                 raise self._error(failure, attempt, why) from failure.__cause__
             attempt += 1
+            if failure.crowded and failure.retry_after_s is not None and request.pause is not None:
+                request.pause(failure.retry_after_s)
+                wait_s -= failure.retry_after_s
             self._sleep(wait_s)
 
-    def _attempt(self, body: bytes, deadline: float) -> Generator[Chunk, None, None]:
+    def _attempt(self, request: ModelRequest, body: bytes, deadline: float) -> Generator[Chunk, None, None]:
         answer = Answer()
-        with self._slot(deadline), self._connection.response(body, deadline) as response:
+        with self._slot(request, deadline), self._connection.response(body, deadline) as response:
             try:
                 for data in self._connection.objects(response, deadline):
                     chunk = answer.take(data)
@@ -144,27 +147,27 @@ class OpenAIModel:
         yield Chunk(finish_reason=answer.finish_reason, usage=answer.usage)
 
     @contextmanager
-    def _slot(self, deadline: float) -> Iterator[None]:
+    def _slot(self, request: ModelRequest, deadline: float) -> Iterator[None]:
         if self._closed:
             raise Failed("this OpenAIModel was closed; make a new one")
-        if self._slots is None:  # made here, not in __init__: it belongs to the hub that uses it
-            self._slots = BoundedSemaphore(self._endpoint.max_concurrent)
-        slots = self._slots
-        if not slots.acquire(timeout=max(0.0, deadline - self._clock.monotonic())):
+        line = ("", request.agent, request.sender)
+        if not self._slots.enter(line, timeout=max(0.0, deadline - self._clock.monotonic())):
             raise Failed(
                 f"all {self._endpoint.max_concurrent} requests that may be under way (max_concurrent) were "
-                f"busy for {self._endpoint.total_timeout_s:g} s (total_timeout_s)"
+                f"busy for {self._endpoint.total_timeout_s:g} s (total_timeout_s)",
+                later=True,
             )
         try:
             yield
         finally:
-            slots.release()
+            self._slots.leave()
 
     def _error(self, failure: Failed, attempt: int, why: str = "") -> ModelError:
         text = self._endpoint.without_secrets(str(failure))
         if attempt:
             text += f" (attempt {attempt + 1} of {self._endpoint.retries + 1})"
-        return ModelError(text + why)
+        retry_after_s = failure.retry_after_s if failure.crowded else None
+        return ModelError(text + why, retryable=failure.later, retry_after_s=retry_after_s)
 
 
 def _check_patched() -> None:
