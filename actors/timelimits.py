@@ -23,12 +23,12 @@ class TimeLimit:
         seconds: how long each may take.
     """
 
-    __slots__ = ("_clock", "_number", "_running", "_timer", "name", "seconds")
+    __slots__ = ("_now", "_number", "_running", "_timer", "name", "seconds")
 
     def __init__(self, name: str, seconds: float, clock: Clock) -> None:
         self.name = name
         self.seconds = seconds
-        self._clock = clock
+        self._now = clock.monotonic
         self._number = 0
         self._running: dict[int, tuple[float, Callable[[], object]]] = {}
         self._timer: Any = None
@@ -46,7 +46,7 @@ class TimeLimit:
             on_due: called once in the hub, where nothing may block, if it has not ended in time.
         """
         self._number = number = self._number + 1
-        self._running[number] = (self._clock.monotonic() + self.seconds, on_due)
+        self._running[number] = (self._now() + self.seconds, on_due)
         if self._timer is None:
             self._start_timer(self.seconds)
         return number
@@ -68,7 +68,7 @@ class TimeLimit:
 
     def _look(self) -> None:
         self._stop_timer()
-        now = self._clock.monotonic()
+        now = self._now()
         for number, (at, _) in self._running.items():
             if at > now:
                 self._start_timer(max(at - now, LEAST_S))

@@ -36,6 +36,7 @@ results = st.builds(
     model=texts,
     conversation_id=counts,
     turn_id=counts,
+    retryable=st.booleans(),
 )
 
 
@@ -115,11 +116,18 @@ def test_an_entry_of_another_version_or_shape_is_an_error(body: str) -> None:
         '{"v":1,"stop_reason":"closed","usage":{"total_tokens":1.5}}',
         '{"v":1,"stop_reason":"closed","mood":"good"}',
         '{"v":1,"stop_reason":"closed","text":null}',
+        '{"v":1,"stop_reason":"error","retryable":1}',
+        '{"v":1,"stop_reason":"error","retryable":null}',
     ],
 )
 def test_a_result_of_another_version_or_shape_is_an_error(body: str) -> None:
     with pytest.raises(RecordError):
         decode_result(body)
+
+
+def test_a_result_that_was_stored_without_a_word_on_sending_again_is_not_retryable() -> None:
+    body = '{"v":1,"stop_reason":"error","error":"the endpoint is down","turn_id":7}'
+    assert decode_result(body) == TurnResult("", "error", "the endpoint is down", turn_id=7, retryable=False)
 
 
 def test_an_unreadable_body_is_a_storage_error_and_says_what_is_wrong() -> None:
