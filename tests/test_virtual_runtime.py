@@ -31,6 +31,7 @@ from palaver import (
     ConversationNotFound,
     DescriptionRequired,
     Done,
+    Limits,
     ModelRequest,
     NoActiveTurn,
     Reply,
@@ -46,6 +47,7 @@ from persistence.sources import seeded_sources
 
 T = TypeVar("T")
 HOUR = 3_600.0
+PATIENT = Limits(model_round_s=24 * HOUR, tool_call_s=24 * HOUR, turn_s=240 * HOUR)
 SEEDS = range(65, 95)  # 65 and 90 once stored a tool call without its result
 
 
@@ -76,7 +78,8 @@ def on_virtual_time(
     def run() -> T:
         worker = InlineWorker(":memory:", schedule=schedule, commit_latency=commit_latency)
         sources = seeded_sources(VirtualClock(), seed)
-        rt = Runtime.open(":memory:", model or ScriptedModel(), sources=sources, worker=worker, **options)
+        settings = {"limits": PATIENT, **options}
+        rt = Runtime.open(":memory:", model or ScriptedModel(), sources=sources, worker=worker, **settings)
         for agent in agents or (AgentConfig(name=AGENT),):
             rt.add_agent(agent)
         value = body(rt)

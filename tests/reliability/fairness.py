@@ -24,14 +24,14 @@ SPAN = 1_000_000
 AGENT = "crab"
 MODEL_CALLS = 4
 SENDERS = 20
-TURNS = 8
+TURNS = 5
 SERVICE_S = 1.0
 MOST = 1.5  # times the latency without the flood, and one service time
 
 
 @frozen
 class Plan:
-    """What a seed draws. Quiet senders use up to half of the model; the flood wants far more than all of it.
+    """What a seed draws. Quiet senders use up to a third of the model, and the flood wants all of it.
 
     `pauses` holds, for each quiet sender, the seconds before each of its turns.
     """
@@ -44,9 +44,9 @@ class Plan:
     @classmethod
     def draw(cls, number: int) -> Plan:
         rng = random.Random(f"fairness {number}")
-        think_s = rng.choice((10.0, 15.0, 30.0)) * SERVICE_S
+        think_s = rng.choice((10.0, 12.0, 15.0)) * SERVICE_S
         pauses = tuple(tuple(rng.uniform(0.0, 2.0 * think_s) for _ in range(TURNS)) for _ in range(SENDERS))
-        return cls(number, rng.choice((8, 20, 50)), rng.choice((10, 20, 30)), pauses)
+        return cls(number, *rng.choice(((8, 60), (25, 20), (60, 8))), pauses)
 
 
 def run(count: int, seed: int, folder: Path) -> int:
