@@ -58,7 +58,7 @@ def all_bugs() -> list[Bug]:
     """Every planted bug, by number."""
     bugs = [read_bug(path) for path in sorted(FOLDER.glob("*.toml"))]
     numbers = [bug.number for bug in bugs]
-    assert numbers == list(range(1, len(bugs) + 1)), f"the numbers of the bugs have gaps: {numbers}"
+    assert len({*numbers}) == len(numbers), f"two bugs have one number: {numbers}"
     return bugs
 
 
