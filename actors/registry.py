@@ -70,6 +70,7 @@ class RegistryActor(RegistryLives):
         """Go on where an earlier registry, if there was one, ended."""
         for state in [state for state in self._conversations.values() if state.fate is not None]:
             self._settle_fate(state)
+        self._sweep_later()
 
     def on_death(self, reason: BaseException | None) -> None:
         if self._retry is not None:
