@@ -161,6 +161,7 @@ class ConversationActor(Accepting):
         self._finished = len(self._state.history)
         early = [*self._bring_back(message.unfinished, message.outcomes), *early]
         self._tell_registry(ConversationOpened(self._state.id, session.summary.handle, message.resumed))
+        self._go_on()
         for waiting in early:
             if isinstance(waiting, CompactionWork):
                 self._take_compaction(waiting)
@@ -224,9 +225,16 @@ class ConversationActor(Accepting):
             self._queue.remove(ticket)
         if exhausted:
             self._end_exhausted(exhausted)
+        self._go_on()
         for message in self._settle_orphans(orphans):
             self._submit(message.ticket)
         self._advance()
+
+    def _go_on(self) -> None:
+        """Start what was brought back before anything new is looked at: the turn that ran before runs now, so
+        that an interrupt cancels it, and does not come between two of its steps."""
+        if self._queue:
+            self._advance()
 
     def _end_exhausted(self, tickets: Sequence[Ticket]) -> None:
         """Turns that took their process or conversation down each time end as failed, with the reason."""

@@ -1,8 +1,8 @@
-"""A steer that is stored after its turn has ended, commit by commit: the file says that one turn runs."""
+"""Messages that come at a bad moment, commit by commit: at most one turn runs, in the file too."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import gevent
 import pytest
 from turns_support import AGENT, Held, HeldModel, all_states, let_run
 
-from palaver import AgentConfig, Runtime, Ticket
+from palaver import AgentConfig, HistoryEntry, Runtime, Ticket
 from persistence.inline import InlineWorker
 
 SHORT_S = 5.0
@@ -19,17 +19,20 @@ SHORT_S = 5.0
 class Stepped:
     """A runtime whose database does its next bit of work when the test says so."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, **options: Any) -> None:
         self.model = HeldModel()
         self._steps: list[Callable[[], None]] = []
         self._worker = InlineWorker(path, schedule=lambda _seconds, function: self._steps.append(function))
-        self.rt: Runtime = self.finish(self.begin(Runtime.open, path, self.model, worker=self._worker))
+        self.rt: Runtime = self.finish(
+            self.begin(Runtime.open, path, self.model, worker=self._worker, **options)
+        )
         self.rt.add_agent(AgentConfig(name=AGENT, auto_title=False))
 
     def commit(self) -> None:
         """Store what waits, and deliver the answers; what they bring about has happened when it returns."""
         for _ in range(2):
-            self._steps.pop(0)()
+            if self._steps:
+                self._steps.pop(0)()
         let_run()
 
     def begin(self, call: Callable[..., Any], *args: Any, **named: Any) -> gevent.Greenlet:
@@ -46,6 +49,7 @@ class Stepped:
 
     def asked(self) -> Held:
         """The model's next request; the database works until there is one."""
+        let_run()
         while self.model.idle:
             self.commit()
         return self.model.next()
@@ -53,6 +57,16 @@ class Stepped:
     def states(self) -> list[str]:
         """The states of all turns in the file, by id."""
         return list(self._worker.call(all_states).values())
+
+    def history(self, cid: int) -> Sequence[HistoryEntry]:
+        """The live history of a conversation."""
+        shown = self.rt.conversation(cid)
+        assert shown is not None
+        return shown.history
+
+    def kill(self) -> None:
+        """As if the process were killed."""
+        self._worker.abandon()
 
     def close(self) -> None:
         self.finish(self.begin(self.rt.shutdown, drain=0))
@@ -90,3 +104,33 @@ def test_a_steer_that_comes_back_runs_after_a_keyed_message_that_is_stored_as_ru
         held.say("done")
         stepped.finish(stepped.begin(ticket.result))
     assert ran == ["keyed", "late"]
+
+
+def test_an_interrupt_during_the_opening_cancels_the_turn_that_is_brought_back(
+    tmp_path: Path,
+) -> None:
+    before = Stepped(tmp_path / "agents.db", tools=[note])
+    opening = before.begin(before.rt.switch_topic, AGENT, "alice", "work", description="d")
+    before.finish(before.begin(before.rt.submit, before.finish(opening).conversation_id, "begun"))
+    before.asked().say(tool_calls=[("note", {})])
+    before.asked()  # so the first step is stored
+    before.kill()
+    stepped = Stepped(tmp_path / "agents.db", tools=[note])
+    (info,) = stepped.rt.list_active()
+    assert info.state == "opening"
+    interrupting = stepped.begin(stepped.rt.submit, info.id, "now", on_busy="interrupt")
+    model = stepped.model
+    while (held := stepped.asked()).request.messages[-1]["content"] != "now":
+        let_run()  # the turn that is brought back asks again before it is cancelled
+    assert model.idle
+    assert stepped.states() == ["cancelled", "running"]
+    held.say("done")
+    ticket = stepped.finish(interrupting)
+    assert stepped.finish(stepped.begin(ticket.result)).text == "done"
+    assert [entry.content for entry in stepped.history(info.id)] == ["begun", "", "noted", "now", "done"]
+    stepped.close()
+
+
+def note() -> str:
+    """A tool that does nothing."""
+    return "noted"
