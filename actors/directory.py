@@ -175,7 +175,7 @@ class Directory:
     def subscribe(self, only: int | None = None) -> EventStream[tuple[ConversationInfo, Event]]:
         """A stream of all conversations' events from now on, or of the conversation `only`."""
         stream: EventStream[tuple[ConversationInfo, Event]] = EventStream(
-            self._limits.event_buffer, self._with_info, self._drop_stream, self.counts
+            self._limits.event_buffer, self._with_info, self._drop_stream, self.counts, keeps_done=False
         )
         stream.only = only
         for state in self._conversations.values():

@@ -40,9 +40,21 @@ class EventStream(Iterator[T], Generic[T]):
         wrap: makes the item that the reader gets from a source and an event.
         on_close: called once with this stream when the reader closes it.
         counts: where missed events are counted.
+        keeps_done: `Done` is always handed over: for a stream of one turn, which has one of them.
     """
 
-    __slots__ = ("_broken", "_counts", "_limit", "_missed", "_on_close", "_queue", "_wrap", "closed", "only")
+    __slots__ = (
+        "_broken",
+        "_counts",
+        "_keeps_done",
+        "_limit",
+        "_missed",
+        "_on_close",
+        "_queue",
+        "_wrap",
+        "closed",
+        "only",
+    )
 
     def __init__(
         self,
@@ -50,14 +62,18 @@ class EventStream(Iterator[T], Generic[T]):
         wrap: Callable[[Any, Event], T],
         on_close: Callable[[EventStream[T]], None] = lambda _stream: None,
         counts: Counts | None = None,
+        *,
+        keeps_done: bool = True,
     ) -> None:
         self._queue = Queue()
         self._limit = limit
         self._wrap = wrap
         self._on_close = on_close
         self._counts = counts
+        self._keeps_done = keeps_done
         self._missed = 0
-        # Sources whose open segment lost a piece; a reader that comes in the middle of one has lost some.
+        # Sources whose open segment lost a piece; a reader that comes in the middle of one has lost some. By
+        # their ids: a reader that is far behind must not keep conversations in memory.
         self._broken: dict[Hashable, bool] = {}
         self.closed = False
         self.only: int | None = None  # the one conversation that is read, for whoever hands events over
@@ -66,7 +82,7 @@ class EventStream(Iterator[T], Generic[T]):
         """Hand over an event; never blocks, never fails."""
         if self.closed:
             return
-        done = isinstance(event, Done)
+        done = self._keeps_done and isinstance(event, Done)
         waiting = self._queue.qsize()
         room = done or waiting < (max(1, self._limit // 2) if self._missed else self._limit)
         if not room or (self._broken and self._is_rest_of_broken(source, event)):
@@ -74,7 +90,7 @@ class EventStream(Iterator[T], Generic[T]):
             return
         # A turn that ran has closed its segments; one that ends without a step says nothing of who runs.
         if self._broken and (isinstance(event, _STARTS) or (isinstance(event, Done) and event.result.steps)):
-            self._broken.pop(source, None)
+            self._broken.pop(_key(source), None)
         if self._missed:
             self._queue.put_nowait(self._wrap(source, Lagged(self._missed)))
             self._missed = 0
@@ -82,7 +98,7 @@ class EventStream(Iterator[T], Generic[T]):
 
     def join_midway(self, source: Hashable) -> None:
         """Say that `source` may be in the middle of a segment whose start this reader did not get."""
-        self._broken[source] = True
+        self._broken[_key(source)] = True
 
     def end(self, error: BaseException | None = None) -> None:
         """No event follows: the reader's iteration stops, or raises `error`, after what is buffered."""
@@ -97,13 +113,13 @@ class EventStream(Iterator[T], Generic[T]):
             self._on_close(self)
 
     def _is_rest_of_broken(self, source: Hashable, event: Event) -> bool:
-        return source in self._broken and isinstance(event, _DELTAS + _ENDS)
+        return _key(source) in self._broken and isinstance(event, _DELTAS + _ENDS)
 
     def _miss(self, source: Hashable, event: Event) -> None:
-        if isinstance(event, _ENDS):
-            self._broken.pop(source, None)
+        if isinstance(event, _ENDS) or (isinstance(event, Done) and event.result.steps):
+            self._broken.pop(_key(source), None)
         elif isinstance(event, _STARTS + _DELTAS):
-            self._broken[source] = True
+            self._broken[_key(source)] = True
         self._missed += 1
         if self._counts is not None:
             self._counts.lagged += 1
@@ -128,3 +144,7 @@ class EventStream(Iterator[T], Generic[T]):
 
     def __exit__(self, *_exc: object) -> None:
         self.close()
+
+
+def _key(source: Hashable) -> Hashable:
+    return getattr(source, "id", source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from actors.events import (
     Overflowed,
     Passivated,
 )
+from actors.state import ConversationState
 from palaver import AgentConfig, MailboxFull, NoActiveTurn, PalaverError, Reply, Runtime, ScriptedModel
 from palaver.simulation.loop import VirtualClock, run_virtual
 from palaver.stats import Stats, rates
@@ -295,6 +297,22 @@ def test_a_subscriber_that_never_reads_slows_nobody(tmp_path: Path) -> None:
             incidents.report(DeadLettered(number, "it died"))
         assert rt.send(cid, "hello").text == "hello"
         assert rt.stats().dead_letters == 50
+
+
+def test_a_subscriber_that_never_reads_holds_no_more_than_its_buffer(tmp_path: Path) -> None:
+    with runtime(tmp_path / "a.db", limits=Limits(event_buffer=4)) as rt, rt.subscribe() as unread:
+        chats = [topic(rt, f"topic {n}", "is not kept") for n in range(3)]
+        for _ in range(5):
+            for cid in chats:
+                rt.send(cid, "hello")
+        for cid in chats:
+            rt.close(cid)
+        let_run()
+        gc.collect()
+        states = [each for each in gc.get_objects() if isinstance(each, ConversationState)]
+        kept = [state for state in states if state.sender == "is not kept"]
+        assert len(kept) <= 1  # the database thread's last batch may be of one
+        assert len(drained(unread)) <= 5  # four, and perhaps one that says how many were missed
 
 
 def test_a_hook_that_waits_does_not_hold_up_who_reports(tmp_path: Path) -> None:
