@@ -53,7 +53,7 @@ def _chosen(numbers: Sequence[int], quick: bool) -> list[Bug]:
     unknown = [number for number in numbers if number not in {bug.number for bug in bugs}]
     if unknown:
         raise click.ClickException(f"no planted bug has the number {unknown[0]}; there are 1 to {len(bugs)}")
-    wanted = numbers or (range(1, QUICK + 1) if quick else range(1, len(bugs) + 1))
+    wanted = numbers or (range(1, QUICK + 1) if quick else [bug.number for bug in bugs])
     return [bug for bug in bugs if bug.number in wanted]
 
 
