@@ -63,7 +63,8 @@ class _Figure:
 def _count(
     name: str, words: str, value: Callable[[Stats], Value | Mapping[str, Value]], label: str = ""
 ) -> _Figure:
-    return _Figure(name, words, value, label, family=CounterMetricFamily)
+    unit = "seconds" if name.endswith("_seconds") else ""
+    return _Figure(name, words, value, label, unit, family=CounterMetricFamily)
 
 
 _FIGURES = (
@@ -90,6 +91,15 @@ _FIGURES = (
     ),
     _count("turns", "Turns that ended, by state.", lambda s: s.turns_ended, "state"),
     _count("steers_applied", "Steers that were put into a running turn.", lambda s: s.steers_applied),
+    _Figure("model_calls_running", "Calls of models under way.", lambda s: s.model_calls),
+    _Figure(
+        "model_calls_waiting",
+        "Calls of models that wait for their turn, or for their endpoint.",
+        lambda s: s.model_calls_waiting,
+    ),
+    _count("model_pause_seconds", "For which endpoints asked to be left alone.", lambda s: s.model_pauses_s),
+    _Figure("tool_calls_running", "Calls of tools under way.", lambda s: s.tool_calls),
+    _Figure("tool_calls_waiting", "Calls of tools that wait for their turn.", lambda s: s.tool_calls_waiting),
     _count("database_commits", "Transactions committed.", lambda s: s.commits),
     _count("database_jobs", "Database jobs done.", lambda s: s.database_jobs),
     _Figure("database_jobs_waiting", "Jobs that wait for the database thread.", lambda s: s.database_waiting),

@@ -32,6 +32,10 @@ class Stats:
         turns_ended: turns that reached a terminal state, by state: `done failed cancelled closed`.
         steers_applied: steers that were put into a running turn; they end with it.
         turn_seconds: how long turns ran, from their beginning to the commit of their end.
+        model_calls, tool_calls: calls that are under way.
+        model_calls_waiting, tool_calls_waiting: calls that wait for their turn, or until the endpoint of
+            their model may be asked again.
+        model_pauses_s: seconds for which endpoints asked to be left alone, so far.
         commits: transactions of the database.
         database_jobs: jobs of the database.
         database_waiting: jobs that wait for the database thread.
@@ -64,6 +68,11 @@ class Stats:
     turns_ended: Mapping[str, int]
     steers_applied: int
     turn_seconds: Durations
+    model_calls: int
+    model_calls_waiting: int
+    model_pauses_s: float
+    tool_calls: int
+    tool_calls_waiting: int
     commits: int
     database_jobs: int
     database_waiting: int
@@ -116,6 +125,11 @@ def gather(services: Services, *, closing_down: bool) -> Stats:
         turns_ended=dict(counts.ended),
         steers_applied=counts.steered,
         turn_seconds=counts.took.now(),
+        model_calls=services.model_calls.running,
+        model_calls_waiting=services.model_calls.waiting,
+        model_pauses_s=services.model_calls.paused_s,
+        tool_calls=services.tool_calls.running,
+        tool_calls_waiting=services.tool_calls.waiting,
         commits=worker.commits,
         database_jobs=worker.jobs,
         database_waiting=worker.waiting,

@@ -12,8 +12,9 @@ from typing import Any
 import attrs
 import gevent
 import pytest
+from gevent.event import Event as Signal
 from support import CRAB, ManualClock, PuppetModel, Runtimes, opened_runtimes, topic, until  # noqa: F401
-from turns_support import counted, let_run, passed_over, runtime, services
+from turns_support import HeldModel, counted, let_run, passed_over, runtime, services
 
 from actors.config import Limits
 from actors.counts import TURN_SECONDS, Counts, TurnTimes
@@ -212,6 +213,37 @@ def test_a_duration_of_exactly_a_bound_is_within_it() -> None:
     counts = times.now().counts
     assert (counts[0], counts[1], counts[-2], counts[-1]) == (2, 1, 1, 1)
     assert times.now().sum_s == pytest.approx(7200.121)
+
+
+def test_calls_of_models_and_tools_are_counted_while_they_are_under_way_and_wait(tmp_path: Path) -> None:
+    opened, gate = Signal(), Signal()
+
+    def knock_twice() -> str:
+        """Knock."""
+        opened.set()
+        gate.wait()
+        return "come in"
+
+    model = HeldModel()
+    limits = Limits(model_calls=1, tool_calls=1)
+    with runtime(tmp_path / "a.db", model, tools=[knock_twice], limits=limits) as rt:
+        chats = [topic(rt, "work", f"sender {n}") for n in range(3)]
+        tickets = [rt.submit(cid, "hello") for cid in chats]
+        held = model.next()
+        until(lambda: rt.stats().model_calls_waiting == 2)
+        assert rt.stats().model_calls == 1
+        held.say(tool_calls=[("knock_twice", {}), ("knock_twice", {})])
+        opened.wait()
+        until(lambda: rt.stats().tool_calls_waiting == 1)
+        assert rt.stats().tool_calls == 1
+        gate.set()
+        for _ in range(3):
+            model.next().say("done")
+        for ticket in tickets:
+            ticket.result()
+        stats = rt.stats()
+        assert (stats.model_calls, stats.model_calls_waiting) == (0, 0)
+        assert (stats.tool_calls, stats.tool_calls_waiting) == (0, 0)
 
 
 def test_sizes_of_the_files_are_those_on_the_disk(runtimes: Runtimes) -> None:
