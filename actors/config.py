@@ -123,6 +123,7 @@ class Limits:
         turn_s: seconds that a turn may take, from its beginning.
         model_round_s: seconds that a model may take for one answer, once its call is made.
         tool_call_s: seconds that a tool may take for one call.
+        timers_per_conversation: timers that have not ended, of one conversation.
         attempts: how often a turn is begun before it ends `failed`, when its process or its conversation
             died each time.
         keys_kept_s: seconds for which an idempotency key stands for its message; longer while that has not
@@ -146,6 +147,7 @@ class Limits:
     turn_s: float = field(default=21_600.0, validator=_seconds)
     model_round_s: float = field(default=900.0, validator=_seconds)
     tool_call_s: float = field(default=3_600.0, validator=_seconds)
+    timers_per_conversation: int = field(default=1_000, validator=_count)
     attempts: int = field(default=3, validator=_count)
     keys_kept_s: float = field(default=86_400.0, validator=_seconds)
     ask_timeout_s: float = field(default=30.0, validator=_seconds)

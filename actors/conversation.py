@@ -9,7 +9,6 @@ from typing import Any
 import gevent
 
 from actors import compaction, titles
-from actors.accepting import Accepting
 from actors.errors import (
     ConversationClosed,
     HandlerFailed,
@@ -36,12 +35,14 @@ from actors.messages import (
     PayOwed,
     Proceed,
     SessionReady,
+    SetTimer,
     Settle,
     Steer,
     SteerJournalled,
     StepStored,
     Submit,
     Suspend,
+    TimerJournalled,
     TitleProposed,
     TurnEnded,
     TurnJournalled,
@@ -57,6 +58,7 @@ from actors.opening import (
 from actors.state import CompactOutcome
 from actors.storage import notify
 from actors.ticket import Ticket
+from actors.timing import Timing
 from actors.workqueue import CompactionWork
 from persistence.errors import StorageError
 from persistence.records import HistoryEntry, TurnResult, TurnRow, UnfinishedWork
@@ -64,7 +66,7 @@ from persistence.records import HistoryEntry, TurnResult, TurnRow, UnfinishedWor
 logger = logging.getLogger("palaver.conversation")
 
 
-class ConversationActor(Accepting):
+class ConversationActor(Timing):
     """One live conversation of an agent and a sender.
 
     Args:
@@ -74,7 +76,7 @@ class ConversationActor(Accepting):
     """
 
     def on_receive(self, message: Any) -> Any:
-        if self._early is not None and isinstance(message, Submit | Steer | Compact | Close):
+        if self._early is not None and isinstance(message, Submit | Steer | SetTimer | Compact | Close):
             return self._wait_for_opening(message)
         self._handled = message
         match message:
@@ -92,6 +94,8 @@ class ConversationActor(Accepting):
                 return self._steer(message.ticket)
             case SteerJournalled():
                 return self._steer_journalled(message)
+            case SetTimer():
+                return self._set_timer(message)
             case HistoryCompacted():
                 return self._history_compacted(message)
             case AutomaticCompactionFailed():
@@ -104,7 +108,7 @@ class ConversationActor(Accepting):
                 return self._closed_turns_stored(message)
             case PayOwed():
                 return self._pay_owed()
-            case OwedStored():
+            case OwedStored() | TimerJournalled():
                 self._writes -= 1
                 return self._advance()
             case Compact():
@@ -258,8 +262,8 @@ class ConversationActor(Accepting):
         for waiting in early:
             if isinstance(waiting, CompactionWork):
                 waiting.reply.fail(error)
-            elif isinstance(waiting, Submit | Steer):
-                waiting.ticket.fail(error)
+            elif isinstance(waiting, Submit | Steer | SetTimer):
+                waiting.fail(error)
         self._refusal = ConversationClosed(f"conversation {self._state.id} could not be opened: {error}")
         self._tell_registry(OpeningFailed(self._state.id, error))
         self.stop()

@@ -21,6 +21,7 @@ from actors.messages import (
     ConversationPassive,
     ConversationStopped,
     PassivationRefused,
+    SetTimer,
     Steer,
     Submit,
     Wake,
@@ -177,13 +178,14 @@ class Ending(ConversationCore):
             or self._held
             or self._refusal is not None
             or (self._journal is not None and self._journal.owes)
+            or self._state.id in self._services.timers.chats
         )
         waiting = len(self._queue) + self._writes + len(self.actor_inbox)
         return not busy and not waiting and not self._services.directory.watched(self._state.id)
 
     def on_undelivered(self, message: Any) -> None:
         """A message that came too late."""
-        if isinstance(message, Submit | Steer):
+        if isinstance(message, Submit | Steer | SetTimer):
             self._undelivered.append(message)
 
     def on_death(self, reason: BaseException | None) -> None:
@@ -195,7 +197,7 @@ class Ending(ConversationCore):
         else:
             error = self._refusal or ConversationClosed(f"conversation {self._state.id} is closed")
             for message in self._undelivered:
-                message.ticket.fail(error)
+                message.fail(error)
 
     def _die(self, reason: BaseException) -> None:
         """Leave what was accepted to the next life, and answer everybody else. From now on nothing of this
@@ -246,8 +248,10 @@ class Ending(ConversationCore):
         handled = self._handled if isinstance(self._handled, Submit | Steer) else None
         if handled is not None:
             handled.ticket.crashes += 1
-        messages = [handled, *(m for m in early if isinstance(m, Submit | Steer)), *self._undelivered]
-        for message in messages:
+        for timer in (m for m in (self._handled, *early, *self._undelivered) if isinstance(m, SetTimer)):
+            timer.fail(error)
+        left = [m for m in (*early, *self._undelivered) if isinstance(m, Submit | Steer)]
+        for message in (handled, *left):
             ticket = None if message is None else message.ticket
             if ticket is None or ticket.done or ticket.turn_id in directory.tickets:
                 continue

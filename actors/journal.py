@@ -14,7 +14,7 @@ from actors.services import Services
 from actors.state import ConversationState
 from actors.storage import settle
 from actors.ticket import SteerRequest, Ticket
-from persistence import sessions, turns
+from persistence import sessions, timers, turns
 from persistence.records import (
     STATE_OF_STOP,
     HistoryEntry,
@@ -23,6 +23,7 @@ from persistence.records import (
     TurnRow,
     TurnState,
 )
+from persistence.timers import NewTimer, TimerSet
 from persistence.writes import (
     NewDeadLetter,
     NewEntry,
@@ -90,15 +91,17 @@ class Journal:
             ticket.refused = error is not None or existing is not None
             then(existing, error)
 
+        fired = () if ticket.timer is None else (ticket.timer,)
         if ticket.key is None:
             retried = () if ticket.retries is None else (Retried(ticket.retries, ticket.turn_id),)
-            self._store_with_owed(WriteSet(new_turns=(row,), retried=retried), stored)
+            writes = WriteSet(new_turns=(row,), retried=retried, timer_updates=fired)
+            self._store_with_owed(writes, stored)
             return
         if self._fence is not None:
             stored(None, self._fence)
             return
         owed, self._owed = self._owed, ()
-        job = partial(turns.accept_keyed, row=row, first=merged(owed), **self._keyed_by())
+        job = partial(turns.accept_keyed, row=row, first=merged(owed), timers=fired, **self._keyed_by())
         self._store.submit(job, self._owing(owed, stored))
 
     def find_key(self, ticket: Ticket, then: Callable[[TurnRow | None, BaseException | None], None]) -> None:
@@ -113,6 +116,15 @@ class Journal:
             "sender": self._state.sender,
             "max_age_s": self._keys_kept_s,
         }
+
+    def set_timer(
+        self, new: NewTimer, most: int, then: Callable[[TimerSet | None, BaseException | None], None]
+    ) -> None:
+        """Store a timer, unless the session has `most` already or its key is taken."""
+        job = partial(
+            timers.add, new=new, session_id=self.session_id, most=most, keys_kept_s=self._keys_kept_s
+        )
+        self._store.submit(job, then)
 
     def begin(self, ticket: Ticket) -> None:
         """Count one more attempt at a turn that waited, and wait for the commit, as `step` does: a turn that

@@ -6,6 +6,8 @@ Notices are told, by child greenlets and by the database thread's answers.
 
 from __future__ import annotations
 
+from contextlib import suppress
+from queue import Full
 from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen
@@ -14,7 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from actors.config import AgentConfig
+    from actors.greenlet import GreenletFuture
     from actors.ticket import SteerRequest, Ticket
+    from actors.timetable import Lane, Place
     from actors.topics import TopicRouter
     from actors.transfer import MovedConversation
     from actors.turn import Turn
@@ -23,10 +27,12 @@ if TYPE_CHECKING:
         HistoryEntry,
         SessionSummary,
         StoredSession,
+        TimerInfo,
         TurnResult,
         TurnRow,
         UnfinishedWork,
     )
+    from persistence.timers import NewTimer, PendingTimer
 
 CloseMode = Literal["drain", "now"]
 
@@ -230,6 +236,10 @@ class Submit:
 
     ticket: Ticket
 
+    def fail(self, error: BaseException) -> None:
+        """Nobody takes it."""
+        self.ticket.fail(error)
+
 
 @frozen
 class Steer:
@@ -239,6 +249,27 @@ class Steer:
     """
 
     ticket: Ticket
+
+    def fail(self, error: BaseException) -> None:
+        """Nobody takes it."""
+        self.ticket.fail(error)
+
+
+@frozen
+class SetTimer:
+    """Let a message come to this conversation later. Told; `reply` is the answer: the TimerInfo, once it is
+    stored, or that of an earlier request with the same key.
+
+    Fails with MailboxFull, KeyReused, ConversationClosed, StorageError.
+    """
+
+    timer: NewTimer
+    reply: GreenletFuture[TimerInfo]
+
+    def fail(self, error: BaseException) -> None:
+        """Nobody takes it; who asked may have been answered before."""
+        with suppress(Full):
+            self.reply.fail(error)
 
 
 @frozen
@@ -355,6 +386,66 @@ class ListMemory:
     agent: str
     scope: str
     kind: str | None = None
+
+
+# -- requests and notices to the timer actor -------------------------------------------------------
+
+
+@frozen
+class TimersPut:
+    """These timers are set."""
+
+    timers: tuple[PendingTimer, ...]
+
+
+@frozen
+class TimerEnded:
+    """A timer was cancelled."""
+
+    timer_id: int
+
+
+@frozen
+class PlaceGone:
+    """A session was deleted, or a conversation moved to another runtime, and its timers with it."""
+
+    place: Place
+
+
+@frozen
+class AgentArrived:
+    """An agent is registered: its timers that are due can fire."""
+
+    agent: str
+
+
+@frozen
+class TimersReleased:
+    """Some timers are held no more."""
+
+
+@frozen
+class TimersRead:
+    """Timers that the file holds, by id, or why it could not be read. No more of them: the end."""
+
+    timers: tuple[PendingTimer, ...]
+    error: BaseException | None = None
+
+
+@frozen
+class TimersDue:
+    """It is time to look which timers are due. Told by the actor to itself, some time later."""
+
+
+@frozen
+class TimerTried:
+    """The first timer of a lane has fired, and is due again at `due_at` or ends (None); or it could not fire,
+    because of `error`, and is to be tried again."""
+
+    lane: Lane
+    timer_id: int
+    due_at: float | None = None
+    error: BaseException | None = None
 
 
 # -- notices to the registry -----------------------------------------------------------------------
@@ -474,6 +565,11 @@ class TurnJournalled:
     ticket: Ticket
     error: BaseException | None = None
     existing: Any = None
+
+
+@frozen
+class TimerJournalled:
+    """The timer that was asked for is stored, or not: who asked knows."""
 
 
 @frozen

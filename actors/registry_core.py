@@ -55,7 +55,7 @@ class Waiter:
         self.reply.fail(error)
         if isinstance(self.request, Wake):
             for message in self.request.messages:
-                message.ticket.fail(error)
+                message.fail(error)
 
 
 @define(eq=False)

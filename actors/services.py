@@ -19,6 +19,7 @@ from actors.incidents import Incidents
 from actors.limiter import Limiter
 from actors.storage import Store
 from actors.timelimits import TimeLimit
+from actors.timers_known import KnownTimers
 from actors.tools import ToolRegistry
 from persistence.records import UnfinishedSession
 from persistence.sources import Clock, Sources
@@ -39,6 +40,7 @@ class Services:
     turn_ids: Iterator[int] = field(factory=lambda: itertools.count(1))
     left_undone: dict[str, deque[UnfinishedSession]] = field(factory=dict)  # to be brought back, by agent
     put_off: list[UnfinishedSession] = field(factory=list)  # could not be brought back, for now
+    timers: KnownTimers = field(factory=KnownTimers)
     archives_given: dict[tuple[str, str, str], int] = field(factory=dict)  # by agent, scope and slug
     failed: RuntimeFailed | None = None  # an actor that the runtime cannot do without kept dying
     registry: pykka.ActorRef[Any] | None = None  # lasting refs: they follow restarts

@@ -29,6 +29,7 @@ from actors.steps import Surroundings
 from actors.storage import Store, Worker
 from actors.supervisor import Supervisor
 from actors.text import describe_error
+from actors.timers import TimerActor
 from actors.tools import Tool, ToolRegistry
 from persistence import recovery, sessions
 from persistence.errors import DatabaseFailed
@@ -56,10 +57,10 @@ def give_up(services: Services, handles: Sequence[str]) -> int:
 class System:
     """One database and one tree of actors.
 
-    The root supervises the memory actor, the registry (whose children the conversations are) and a supervisor
-    of users' own actors, each restarted alone. What keeps dying below it ends the root, and with it the
-    runtime: `Services.failed` is set then. The database worker is no actor: it is started before the root and
-    stopped after it, and what fails there is final.
+    The root supervises the memory actor, the registry (whose children the conversations are), the timer
+    actor and a supervisor of users' own actors, each restarted alone. What keeps dying below it ends the
+    root, and with it the runtime: `Services.failed` is set then. The database worker is no actor: it is
+    started before the root and stopped after it, and what fails there is final.
     """
 
     def __init__(self, services: Services, on_failure: OnFailure | None = None) -> None:
@@ -72,6 +73,7 @@ class System:
         try:
             services.memory = self._supervise("memory", partial(MemoryActor.start, services))
             services.registry = self._supervise("registry", partial(RegistryActor.start, services))
+            services.timers.actor = self._supervise("timers", partial(TimerActor.start, services))
             users = partial(Supervisor.start, around=around, book=self._book)
             self.users = self._supervise("users", users, stop_timeout_s=None)
         except BaseException:
@@ -148,6 +150,7 @@ class System:
     def _recover(services: Services, recover: Recover) -> None:
         """End what was left undone, or keep it for when its agent is registered."""
         if recover == "hold":
+            services.timers.held_before = services.clock.wall()
             return
         left = services.store.call(recovery.unfinished_sessions)
         if recover == "fail":

@@ -28,6 +28,7 @@ from persistence.records import (
     TurnResult,
     TurnState,
 )
+from persistence.writes import TimerUpdate
 
 OnBusy = Literal["enqueue", "reject", "interrupt", "steer"]
 ASK_TIMEOUT_S = 30.0  # a conversation handles a message at once; the end of the turn is waited for apart
@@ -71,6 +72,7 @@ class Ticket:
         "retries",
         "sender",
         "streams",
+        "timer",
         "tool_choice",
         "turn_id",
     )
@@ -109,6 +111,7 @@ class Ticket:
         self.refused = False  # it could not be stored, so nothing of it is
         self.interrupts: Ticket | None = None  # what it cancels, once it is accepted
         self.from_steer = False
+        self.timer: TimerUpdate | None = None  # it fires with this message, and is stored with its row
         self.owner: pykka.ActorRef[Any] | None = None
         self.streams: list[EventStream[Event]] = []
         self.followers: list[Ticket] = []

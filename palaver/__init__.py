@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from palaver.host.errors import HostInUse, HostUnreachable, ProtocolError
     from palaver.runtime import Runtime
     from palaver.stats import Rates, Stats, rates
+    from palaver.timers import Timer
     from persistence.dead_letters import DeadLetter
     from persistence.errors import (
         BacklogFull,
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
         HistoryEntry,
         MemoryEntry,
         SessionSummary,
+        TimerInfo,
         ToolCall,
         TurnResult,
         TurnRow,
@@ -209,6 +211,7 @@ _HOMES = {
     "palaver.runtime": ("Runtime",),
     "palaver.stats": ("Rates", "Stats", "rates"),
     "persistence.dead_letters": ("DeadLetter",),
+    "palaver.timers": ("Timer",),
     "persistence.errors": (
         "BacklogFull",
         "DatabaseFailed",
@@ -225,6 +228,7 @@ _HOMES = {
         "HistoryEntry",
         "MemoryEntry",
         "SessionSummary",
+        "TimerInfo",
         "ToolCall",
         "TurnResult",
         "TurnRow",
@@ -321,6 +325,8 @@ __all__ = [
     "ThinkingEnd",
     "ThinkingStart",
     "Ticket",
+    "Timer",
+    "TimerInfo",
     "Tool",
     "ToolCall",
     "ToolCallDelta",

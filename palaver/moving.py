@@ -17,12 +17,14 @@ from actors.messages import (
     Detach,
     EndTransfer,
     ListPassive,
+    PlaceGone,
+    TimersPut,
     Wake,
 )
 from actors.services import Services
 from actors.topics import TopicRouter
 from actors.transfer import MovedConversation
-from persistence import sessions
+from persistence import sessions, timers
 
 WOKEN_AT_ONCE = 100
 
@@ -59,6 +61,7 @@ def transfer(source: Services, target: Services) -> int:
         ids = tuple(one.state.id for one in moved)
         routers, next_id = _ask(source, DescribeRouting())
         _ask(target, Adopt(tuple(moved), _routes_of(routers, ids), next_id))
+        _move_timers(source, target, moved)
         _ask(source, EndTransfer(ids))
         _ask(source, Adopt(tuple(_stay(source, one) for one in left), {}, next_id))
     return len(moved)
@@ -74,6 +77,20 @@ def _routes_of(
             if conversation_id is not None and conversation_id not in kept:
                 router.drop(conversation_id)
     return {pair: router for pair, router in routers.items() if not router.empty}
+
+
+def _move_timers(source: Services, target: Services, moved: Sequence[MovedConversation]) -> None:
+    """Let the timers of conversations that have moved fire where those are now."""
+    for state in (one.state for one in moved):
+        place = state.id if state.handle is None else state.handle
+        source.timers.tell(PlaceGone(place))
+        if state.handle is None:
+            for timer in source.timers.chats.pop(state.id, {}).values():
+                target.timers.adopt(timer)
+            pending = [each for each in target.timers.pending_of_chats() if each.place == state.id]
+        else:
+            pending = target.store.call(partial(timers.pending, handle=state.handle))
+        target.timers.tell(TimersPut(tuple(pending)))
 
 
 def _stay(source: Services, one: MovedConversation) -> MovedConversation:

@@ -23,6 +23,7 @@ from actors.greenlet import GreenletFuture
 from actors.lasting import ask_until_answered
 from actors.logs import log
 from actors.messages import (
+    AgentArrived,
     CancelTurn,
     CloseConversation,
     Compact,
@@ -32,9 +33,11 @@ from actors.messages import (
     GetOrCreate,
     ListTickets,
     LoadSession,
+    PlaceGone,
     PutAgent,
     RefuseNewWork,
     RemoveAgent,
+    SetTimer,
     Settle,
     Steer,
     Submit,
@@ -63,11 +66,19 @@ from palaver.memory import Memory
 from palaver.moving import transfer
 from palaver.stats import Stats, gather
 from palaver.threads import Owner, ThreadFuture
+from palaver.timers import SHORTEST_PERIOD_S, Timer, cancelled, check_id, check_seconds, listed, new_timer
 from palaver.waiting import check_wait, when_free
 from persistence import dead_letters, recovery, sessions, turns
 from persistence.dead_letters import DeadLetter
 from persistence.errors import PalaverError
-from persistence.records import HistoryEntry, SessionSummary, TurnResult, TurnRow, UnfinishedSession
+from persistence.records import (
+    HistoryEntry,
+    SessionSummary,
+    TimerInfo,
+    TurnResult,
+    TurnRow,
+    UnfinishedSession,
+)
 from persistence.retention import sessions_older_than
 from persistence.sources import Sources
 from persistence.worker import DatabaseWorker
@@ -135,7 +146,8 @@ class Runtime:
             recover: what becomes of the messages that an earlier process accepted and did not end. "run":
                 as soon as an agent is registered, its topics that have such messages are opened and go on.
                 "hold": they stay as they are, listed by `unfinished`, until `recover` is called or the
-                topic is opened. "fail": they end as `failed`, now, without being run.
+                topic is opened; and timers that are due already are held until `recover` is called. "fail":
+                they end as `failed`, now, without being run; timers are no such messages, and fire.
             on_failure: called once, in a greenlet of its own, when the database has failed for good (an I/O
                 error at a commit, damage): nothing is stored any more, and every call that needs the file
                 raises that `DatabaseFailed`. Likewise with a `RuntimeFailed` when an actor that the runtime
@@ -199,6 +211,7 @@ class Runtime:
         self._down.get()
 
     def _shut_down(self, drain: float) -> None:
+        self._services.timers.stopping = True
         refs = list(self._refuse_new_work().values())
         settling = gevent.spawn(self._wait_all, [self._ask_quietly(ref, Settle()) for ref in refs], drain)
         gevent.wait([settling, self._hurry], count=1)
@@ -281,6 +294,7 @@ class Runtime:
             raise InvalidInput(f"an agent is registered by an AgentConfig, not by {config!r}")
         config = self._services.hooks.build_agent(config)
         self._ask_registry(PutAgent(config, replace, ephemeral))
+        self._services.timers.tell(AgentArrived(config.name))
 
     # -- finding and opening conversations ---------------------------------------------------------
 
@@ -477,11 +491,7 @@ class Runtime:
         key: str | None,
         tool_choice: str | None,
     ) -> Ticket:
-        check_text(content, what="the message", most=self._services.limits.content_chars)
-        if sender:
-            check_text(sender, what="the sender", most=NAME_CHARS)
-        if key is not None:
-            check_text(key, what="the key", most=NAME_CHARS)
+        self._check_message(content, sender, key)
         if tool_choice is not None:
             check_text(tool_choice, what="tool_choice", most=NAME_CHARS)
         if guest is not None:
@@ -502,6 +512,13 @@ class Runtime:
             counts=self._services.directory.counts,
         )
 
+    def _check_message(self, content: str, sender: str, key: str | None) -> None:
+        check_text(content, what="the message", most=self._services.limits.content_chars)
+        if sender:
+            check_text(sender, what="the sender", most=NAME_CHARS)
+        if key is not None:
+            check_text(key, what="the key", most=NAME_CHARS)
+
     def _hand_over(self, ticket: Ticket) -> None:
         self._tell(ticket.conversation_id, Submit(ticket))
 
@@ -513,6 +530,90 @@ class Runtime:
             RuntimeClosed.
         """
         return bool(self._ask_registry(Unpark(cid)))
+
+    # -- timers ------------------------------------------------------------------------------------
+
+    def after(
+        self, seconds: float, cid: int, content: str, *, sender: str = "", key: str | None = None
+    ) -> Timer:
+        """Let a message come to a conversation after so many seconds, as if it were submitted then.
+
+        For a topic the timer is stored when this returns: it fires exactly once, whatever ends the process
+        before, and opens the topic if that is not live then. That of a tmp chat goes with the chat.
+
+        Args:
+            seconds: from now, by the wall clock.
+            sender: who says it, in the history; the conversation's sender if "".
+            key: its idempotency key, as of `send`; while it is pending, the same key and content give the
+                same timer.
+
+        Raises:
+            ConversationNotFound, ConversationClosed, KeyReused, InvalidInput, StorageError.
+            MailboxFull: the conversation has `limits.timers_per_conversation` timers.
+        """
+        return self._set_timer(check_seconds(seconds, "seconds"), cid, content, sender, key, None)
+
+    def every(
+        self,
+        seconds: float,
+        cid: int,
+        content: str,
+        *,
+        first_after: float | None = None,
+        sender: str = "",
+    ) -> Timer:
+        """Let a message come again and again, every so many seconds, until the timer is cancelled.
+
+        Periods are counted from the first one. Those that pass while the runtime is down are made up for by
+        one message.
+
+        Args:
+            first_after: seconds until the first one; `seconds` if None.
+
+        Raises:
+            As `after`.
+        """
+        every_s = check_seconds(seconds, "seconds", SHORTEST_PERIOD_S)
+        first = every_s if first_after is None else check_seconds(first_after, "first_after")
+        return self._set_timer(first, cid, content, sender, None, every_s)
+
+    def timers(self, cid: int | None = None) -> list[TimerInfo]:
+        """The timers that have not ended, of a conversation or all; the one that is due first comes first.
+
+        Raises:
+            ConversationNotFound, StorageError.
+        """
+        self._check_open()
+        return listed(self._services, cid, None if cid is None else self._handle(cid))
+
+    def cancel_timer(self, timer_id: int) -> bool:
+        """End a timer; False if it had ended before. Once this has returned True, nothing comes of it any
+        more; a message that came before goes on.
+
+        Raises:
+            StorageError: it is as it was.
+        """
+        self._check_open()
+        return cancelled(self._services, check_id(timer_id))
+
+    def _handle(self, cid: int) -> str | None:
+        """The handle of a conversation that is live or has left memory; None for a tmp chat."""
+        state = self._conversations.get(check_id(cid, "conversation"))
+        if state is not None:
+            return state.handle
+        handle: str | None = self._ask_registry(FindConversation(cid))
+        if handle is None:
+            raise unknown_conversation(cid)
+        return handle
+
+    def _set_timer(
+        self, first: float, cid: int, content: str, sender: str, key: str | None, every_s: float | None
+    ) -> Timer:
+        self._check_message(content, sender, key)
+        reply: GreenletFuture[TimerInfo] = GreenletFuture()
+        self._tell(cid, SetTimer(new_timer(self._services, first, content, sender, key, every_s), reply))
+        info: TimerInfo = reply.get()
+        return Timer(info.id, cid, info.due_at, info.every_s, cancel=self.cancel_timer)
 
     # -- summaries ---------------------------------------------------------------------------------
 
@@ -643,12 +744,16 @@ class Runtime:
 
     def delete_session(self, handle: str) -> bool:
         """Delete a stored session; whether it was there. If it is live, its turns are cancelled and it is
-        closed first. Nothing brings it back: who opens its topic meanwhile or later gets a new session.
+        closed first. Its timers go with it. Nothing brings it back: who opens its topic meanwhile or later
+        gets a new session.
 
         Its archives and its topic's entry stay in memory.
         """
         check_text(handle, what="the handle", most=NAME_CHARS)
-        return bool(self._ask_registry(DeleteSession(handle), waits=True))
+        deleted = bool(self._ask_registry(DeleteSession(handle), waits=True))
+        if deleted:
+            self._services.timers.tell(PlaceGone(handle))
+        return deleted
 
     def turns(self, handle: str) -> list[TurnRow]:
         """The journal of a stored session: every accepted message with its state and result, by id.
@@ -703,7 +808,8 @@ class Runtime:
         """Take up what `unfinished` lists: of one session, or of all whose agent is registered.
 
         Args:
-            mode: "run" opens the topics, and their turns go on; "fail" ends the messages as `failed`.
+            mode: "run" opens the topics, and their turns go on, and lets timers fire that were held since
+                the opening; "fail" ends the messages as `failed`, and leaves timers as they are.
 
         Returns:
             How many sessions were taken up.
@@ -724,6 +830,7 @@ class Runtime:
         if mode == "fail":
             give_up(self._services, [session.handle for session in left])
         else:
+            self._services.timers.release(handle)
             for session in left:
                 self.load(session.handle)
         return len(left)
@@ -767,7 +874,8 @@ class Runtime:
 
     def purge_sessions(self, older_than_s: float, agent: str | None = None, sender: str | None = None) -> int:
         """Delete stored sessions that have not changed for `older_than_s` seconds; how many. Those that are
-        live stay, and those with messages that have not ended. Everything else goes on meanwhile.
+        live stay, and those with messages that have not ended or with timers. Everything else goes on
+        meanwhile.
 
         As `delete_session`: archives and topics stay in memory.
 

@@ -10,6 +10,7 @@ from sqlite_utils import Database
 
 from persistence.codec import decode_result, encode_result
 from persistence.errors import RecordError, SessionNotFound, StorageError
+from persistence.ids import highest_timer
 from persistence.records import JsonObject
 from persistence.writes import insert
 
@@ -30,6 +31,7 @@ PARTS = {
     "compactions": "seq, archive, scope, created_at",
     "events": "turn_id, at, body",
     "dead_letters": "turn_id, reason, attempts, at, retried_as",
+    "timers": "id, said_by, content, key, due_at, every_s, created_at",
 }
 OF_SESSION = "WHERE session_id = ? ORDER BY id"
 KEYS_OF_SESSION = "keys WHERE turn_id IN (SELECT id FROM turns WHERE session_id = ?) ORDER BY turn_id, key"
@@ -38,11 +40,12 @@ _EVERY = 2**62  # above every row id
 
 @frozen
 class ImportedSession:
-    """Where a session went: its row's id, and the ids of its turns and steers, old to new."""
+    """Where a session went: its row's id, and the ids of its turns, steers and timers, old to new."""
 
     session_id: int
     turn_ids: dict[int, int]
     steer_ids: dict[int, int]
+    timer_ids: dict[int, int]
 
 
 def export_session(db: Database, handle: str) -> JsonObject:
@@ -86,17 +89,23 @@ def rows_of(db: Database, columns: str, source: str, *params: Any) -> Iterator[J
 
 
 def import_session(
-    db: Database, bundle: Mapping[str, Any], *, above: int = 0, beside: int = _EVERY
+    db: Database,
+    bundle: Mapping[str, Any],
+    *,
+    above: int = 0,
+    beside: int = _EVERY,
+    timers_beside: int | None = None,
 ) -> ImportedSession:
     """Store what `export_session` gave, all of it or, when it raises, nothing (roll back then).
 
-    The handle stays. Turns and steers keep their ids where those are free. Memory that is there already
-    must be equal: nothing is overwritten and nothing dropped.
+    The handle stays. Turns, steers and timers keep their ids where those are free. Memory that is there
+    already must be equal: nothing is overwritten and nothing dropped.
 
     Args:
         above: new ids of turns and of steers, where such are needed, are greater than this.
         beside: ids are taken if a session up to this row id has them. Sessions that came from one file
             together get along with each other.
+        timers_beside: ids of timers up to this one are taken; up to the highest ever given if None.
 
     Raises:
         StorageError: the handle is in use, or memory of this name has other content.
@@ -105,31 +114,38 @@ def import_session(
     try:
         if bundle["v"] != VERSION:
             raise RecordError(f"the bundle has version {bundle['v']!r}; this Palaver reads version {VERSION}")
-        return _import(db, bundle, above, beside)
+        known = highest_timer(db) if timers_beside is None else timers_beside
+        return _import(db, bundle, above, beside, known)
     except (KeyError, TypeError) as error:
         raise RecordError(f"the bundle is not one that was exported: {error!r}") from error
 
 
-def _import(db: Database, bundle: Mapping[str, Any], above: int, beside: int) -> ImportedSession:
+def _import(
+    db: Database, bundle: Mapping[str, Any], above: int, beside: int, timers_beside: int
+) -> ImportedSession:
     handle = bundle["session"]["handle"]
     if db.execute("SELECT 1 FROM sessions WHERE handle = ?", [handle]).fetchall():
         raise StorageError(f"the session {handle} is stored here already; delete it before importing it")
     turns = [turn["id"] for turn in bundle["turns"]]
     steers = [steer["id"] for steer in bundle["steers"]]
     ids = _free_ids(db, sorted({*turns, *steers}), above, beside)
-    turn_ids, steer_ids = {id_: ids[id_] for id_ in turns}, {id_: ids[id_] for id_ in steers}
+    new = {
+        "turns": {id_: ids[id_] for id_ in turns},
+        "steers": {id_: ids[id_] for id_ in steers},
+        "timers": _timer_ids(db, [timer["id"] for timer in bundle["timers"]], timers_beside),
+    }
     _store(db, "sessions", SESSION, [bundle["session"]])
     session_id = int(db.execute("SELECT id FROM sessions WHERE handle = ?", [handle]).fetchall()[0][0])
     for table, columns in PARTS.items():
-        rows = [_moved(table, row, session_id, turn_ids, steer_ids) for row in bundle[table]]
+        rows = [_moved(table, row, session_id, new) for row in bundle[table]]
         _store(db, table, f"session_id, {columns}", rows)
     for row in bundle["keys"]:
-        _store_key(db, {**row, "turn_id": turn_ids[row["turn_id"]]})
+        _store_key(db, {**row, "turn_id": new["turns"][row["turn_id"]]})
     for row in bundle["memory"]:
         known = row["handle"] in (None, handle) or _known_handle(db, row["handle"])
         # An archive of a session that is not in this file is nobody's here.
         store_memory(db, row if known else {**row, "handle": None})
-    return ImportedSession(session_id, turn_ids, steer_ids)
+    return ImportedSession(session_id, new["turns"], new["steers"], new["timers"])
 
 
 def _free_ids(db: Database, ids: list[int], above: int, beside: int) -> dict[int, int]:
@@ -154,19 +170,28 @@ def _free_ids(db: Database, ids: list[int], above: int, beside: int) -> dict[int
     return mapped
 
 
-def _moved(
-    table: str, row: JsonObject, session_id: int, turn_ids: dict[int, int], steer_ids: dict[int, int]
-) -> JsonObject:
+def _timer_ids(db: Database, ids: list[int], beside: int) -> dict[int, int]:
+    """Each of `ids` to itself where it is free, or to a new one above all that were ever used."""
+    following = max([highest_timer(db), *ids]) + 1
+    mapped = {}
+    for id_ in sorted(ids):
+        mapped[id_] = id_
+        if id_ <= beside or db.execute("SELECT 1 FROM timers WHERE id = ?", [id_]).fetchall():
+            mapped[id_] = following
+            following += 1
+    return mapped
+
+
+def _moved(table: str, row: JsonObject, session_id: int, new: Mapping[str, dict[int, int]]) -> JsonObject:
+    """A row of a bundle as it is stored; `new` has the ids of turns, steers and timers, old to new."""
     moved = {**row, "session_id": session_id}
-    if table == "turns":
-        moved["id"] = turn_ids[row["id"]]
-        if row["result"] is not None and moved["id"] != row["id"]:
-            moved["result"] = encode_result(evolve(decode_result(row["result"]), turn_id=moved["id"]))
-    if table == "steers":
-        moved["id"] = steer_ids[row["id"]]
+    if table in new:
+        moved["id"] = new[table][row["id"]]
+    if table == "turns" and row["result"] is not None and moved["id"] != row["id"]:
+        moved["result"] = encode_result(evolve(decode_result(row["result"]), turn_id=moved["id"]))
     for column in ("turn_id", "applied_turn", "retried_as"):
         if column in row:
-            moved[column] = turn_ids.get(row[column], row[column])
+            moved[column] = new["turns"].get(row[column], row[column])
     return moved
 
 

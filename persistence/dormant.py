@@ -67,6 +67,17 @@ def some(db: Database, most: int) -> list[int]:
     ]
 
 
+def with_timers(db: Database) -> dict[str, int]:
+    """The ids of the passive conversations that have timers, by the handles of their sessions."""
+    _make(db)
+    return dict(
+        db.execute(
+            """SELECT handle, id FROM temp.dormant WHERE handle IN (
+                SELECT s.handle FROM timers t JOIN sessions s ON s.id = t.session_id)"""
+        ).fetchall()
+    )
+
+
 def activate(db: Database, agent: str, sender: str, topic: str | None) -> None:
     """Note which of a pair's topics is the active one."""
     _make(db)

@@ -53,5 +53,9 @@ class DeadLetterNotFound(PalaverError):
     """No message with this turn id was given up."""
 
 
+class TimerGone(StorageError):
+    """The timer has fired or was cancelled: what was to be stored with its firing is not stored."""
+
+
 class RevisionMoved(StorageError):
     """The session was changed by someone else since the caller read its revision."""

@@ -4,7 +4,7 @@
     DIR/SHA256SUMS          a line per file, as sha256sum writes it, in the order of the database
     DIR/deleted.jsonl       what is left of deleted sessions: their handles, and ids never to be given again
     DIR/sessions/*.jsonl    a session each: its row, turns, steers, entries, compactions, events,
-                            dead letters, keys
+                            dead letters, timers, keys
     DIR/memory/AGENT/SCOPE/KIND/NAME.md
 
 The same content gives the same bytes. Numbers that only the database file uses (`sessions.id` and the like)
@@ -23,6 +23,7 @@ from attrs import define, field, frozen
 from sqlite_utils import Database
 
 from persistence.bundles import KEYS, KEYS_OF_SESSION, MEMORY, OF_SESSION, PARTS, SESSION, rows_of
+from persistence.ids import highest_timer
 from persistence.jsonl import LineWriter, compact, nested
 from persistence.markdown import encode_memory
 from persistence.names import file_name
@@ -47,6 +48,7 @@ KINDS = {
     "compaction": ("compactions", PARTS["compactions"]),
     "event": ("events", PARTS["events"]),
     "dead_letter": ("dead_letters", PARTS["dead_letters"]),
+    "timer": ("timers", PARTS["timers"]),
     "key": ("keys", KEYS),
     "deleted": ("deleted_sessions", DELETED),
 }
@@ -66,6 +68,7 @@ class Contents:
     compactions: int = 0
     events: int = 0
     dead_letters: int = 0
+    timers: int = 0
     keys: int = 0
     memory: int = 0
     deleted_sessions: int = 0
@@ -189,7 +192,7 @@ class _Export:
             "format": FORMAT,
             "version": VERSION,
             "counts": {name: getattr(contents, name) for name in Contents.__annotations__},
-            "highest_ids": {"turn": turn, "steer": steer},
+            "highest_ids": {"turn": turn, "steer": steer, "timer": highest_timer(self.db)},
             "sha256sums": sha256(sums).hexdigest(),
         }
         for name, data in ((SUMS, sums), (MANIFEST, (json.dumps(manifest, indent=2) + "\n").encode())):

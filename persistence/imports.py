@@ -30,6 +30,7 @@ from persistence.exports import (
     Progress,
     memory_path,
 )
+from persistence.ids import highest_timer, no_timer_up_to
 from persistence.jsonl import flat, read_lines
 from persistence.markdown import decode_memory
 from persistence.newfiles import Path, inside
@@ -46,7 +47,7 @@ class Imported:
     Attributes:
         contents: the rows of each kind.
         edited: the memory files that were changed by hand since the export.
-        renumbered: turns and steers whose id was taken, and that have a new one.
+        renumbered: turns, steers and timers whose id was taken, and that have a new one.
     """
 
     contents: Contents
@@ -61,6 +62,7 @@ class Export:
     directory: str
     counts: JsonObject
     highest_id: int
+    highest_timer: int
     sums: dict[str, str]
 
 
@@ -78,12 +80,12 @@ def open_export(directory: Path) -> Export:
     counts = manifest.get("counts")
     if not isinstance(ids, dict) or not isinstance(counts, dict) or not isinstance(digest, str):
         raise RecordError(f"{MANIFEST}: its counts, ids or checksum are missing")
-    turn, steer = ids.get("turn"), ids.get("steer")
-    if not isinstance(turn, int) or not isinstance(steer, int):
+    turn, steer, timer = ids.get("turn"), ids.get("steer"), ids.get("timer", 0)
+    if not isinstance(turn, int) or not isinstance(steer, int) or not isinstance(timer, int):
         raise RecordError(f"{MANIFEST}: its highest_ids are no numbers")
     sums = _sums(name, digest)
     _check_files(name, sums)
-    return Export(name, counts, max(turn, steer), sums)
+    return Export(name, counts, max(turn, steer), timer, sums)
 
 
 def import_export(
@@ -95,7 +97,7 @@ def import_export(
 ) -> Imported:
     """Store what an export holds, beside what is in `db`. Runs in the caller's transaction.
 
-    Sessions keep their handles and, where they are free, the ids of their turns and steers.
+    Sessions keep their handles and, where they are free, the ids of their turns, steers and timers.
 
     Args:
         edited: whether memory files may have been changed by hand since: content and aliases, no names.
@@ -107,7 +109,7 @@ def import_export(
             Whatever is raised: roll back, part of it may be written.
     """
     ((known,),) = db.execute("SELECT coalesce(max(id), 0) FROM sessions").fetchall()
-    return _Import(db, export, edited, progress, known).run()
+    return _Import(db, export, edited, progress, known, highest_timer(db)).run()
 
 
 @define
@@ -117,20 +119,22 @@ class _Import:
     edits_allowed: bool
     progress: Progress
     known: int  # the last session that was there before
+    known_timer: int  # the last timer that ever was there before
     counts: Counter[str] = Factory(Counter)
     edited: list[str] = Factory(list)
     renumbered: int = 0
 
     def run(self) -> Imported:
+        no_timer_up_to(self.db, self.export.highest_timer)
         for done, (path, digest) in enumerate(self.export.sums.items(), start=1):
             with _named(path):
                 self._file(path, digest)
             self.progress(done, len(self.export.sums))
         contents = Contents(**self.counts)
         for name in Contents.__annotations__:
-            if self.export.counts.get(name) != getattr(contents, name):
+            if self.export.counts.get(name, 0) != getattr(contents, name):
                 raise RecordError(
-                    f"{MANIFEST}: it counts {self.export.counts.get(name)} {name}, "
+                    f"{MANIFEST}: it counts {self.export.counts.get(name, 0)} {name}, "
                     f"but the files hold {getattr(contents, name)}"
                 )
         return Imported(contents, tuple(self.edited), self.renumbered)
@@ -182,8 +186,14 @@ class _Import:
         for table, rows in bundle.items():
             self.counts[table] += len(rows)
         bundle |= {"v": BUNDLE, "session": bundle["sessions"][0], "memory": []}
-        stored = import_session(self.db, bundle, above=self.export.highest_id, beside=self.known)
-        ids = (*stored.turn_ids.items(), *stored.steer_ids.items())
+        stored = import_session(
+            self.db,
+            bundle,
+            above=self.export.highest_id,
+            beside=self.known,
+            timers_beside=self.known_timer,
+        )
+        ids = (*stored.turn_ids.items(), *stored.steer_ids.items(), *stored.timer_ids.items())
         self.renumbered += sum(old != new for old, new in ids)
 
     def _memory(self, path: str, digest: str) -> None:

@@ -19,6 +19,7 @@ TABLES = (
     "compactions",
     "events",
     "dead_letters",
+    "timers",
     "memory_entries",
     "memory_entries_fts",
 )
@@ -173,6 +174,25 @@ def m005_recovery(db: Database) -> None:
 
 
 @migrations()
+def m006_timers(db: Database) -> None:
+    """Messages that are to come later."""
+    # AUTOINCREMENT: the id of a timer that ended must not become another's, whom a caller could cancel by it.
+    db.execute("""
+        CREATE TABLE timers (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            session_id INTEGER NOT NULL REFERENCES sessions (id) ON DELETE CASCADE,
+            said_by TEXT NOT NULL,
+            content TEXT NOT NULL,
+            key TEXT,
+            due_at REAL NOT NULL,
+            every_s REAL CHECK (every_s > 0),
+            created_at REAL NOT NULL
+        ) STRICT""")
+    db.execute("CREATE INDEX timers_by_session ON timers (session_id)")
+    db.execute("CREATE INDEX timers_by_key ON timers (key) WHERE key IS NOT NULL")
+
+
+@migrations()
 def m007_dead_letters(db: Database) -> None:
     """Messages that were given up."""
     db.execute("""
@@ -188,5 +208,13 @@ def m007_dead_letters(db: Database) -> None:
     db.execute("CREATE INDEX dead_letters_by_session ON dead_letters (session_id)")
 
 
-_ALL = (m001_sessions, m002_turns, m003_history, m004_memory, m005_recovery, m007_dead_letters)
+_ALL = (
+    m001_sessions,
+    m002_turns,
+    m003_history,
+    m004_memory,
+    m005_recovery,
+    m006_timers,
+    m007_dead_letters,
+)
 NAMES = tuple(each.__name__ for each in _ALL)

@@ -194,4 +194,31 @@ class UnfinishedSession:
     guests: tuple[str, ...] = ()
 
 
+@frozen
+class TimerInfo:
+    """A message that is to come later, once or again and again.
+
+    `agent`, `sender`, `topic` and `handle` say to which conversation it comes (the last two are None for a
+    tmp chat), `said_by` who says it then ("": the conversation's sender). `due_at` is when it comes next, in
+    seconds since the Unix epoch, and `every_s` how often it comes from then on, None for once. `key` is its
+    message's idempotency key. `conversation_id` is the id of that conversation, None if it has none in this
+    process. `held`: it was due before a runtime was opened with `recover="hold"`, and waits for
+    `Runtime.recover`.
+    """
+
+    id: int
+    agent: str
+    sender: str
+    topic: str | None
+    handle: str | None
+    said_by: str
+    content: str
+    due_at: float
+    every_s: float | None = None
+    key: str | None = None
+    created_at: float = 0.0
+    conversation_id: int | None = None
+    held: bool = False
+
+
 JsonObject = dict[str, Any]

@@ -7,7 +7,8 @@ from sqlite_utils import Database
 
 _FINISHED = """NOT EXISTS (SELECT 1 FROM turns t
         WHERE t.session_id = s.id AND t.state IN ('queued', 'running'))
-    AND NOT EXISTS (SELECT 1 FROM steers x WHERE x.session_id = s.id AND x.applied_turn IS NULL)"""
+    AND NOT EXISTS (SELECT 1 FROM steers x WHERE x.session_id = s.id AND x.applied_turn IS NULL)
+    AND NOT EXISTS (SELECT 1 FROM timers i WHERE i.session_id = s.id)"""
 
 
 @frozen
@@ -32,7 +33,8 @@ def sessions_older_than(
     after: int = 0,
     at_most: int = -1,
 ) -> list[OldSession]:
-    """Sessions that have not changed since `before`, by row id; none with messages that have not ended.
+    """Sessions that have not changed since `before`, by row id; none with messages that have not ended, or
+    that are still to come.
 
     Args:
         before: seconds since the Unix epoch; a session that changed then is not older.
@@ -52,7 +54,7 @@ def sessions_older_than(
 def unfinished_older_than(
     db: Database, before: float, agent: str | None = None, sender: str | None = None
 ) -> int:
-    """How many sessions are as old, but have messages that have not ended."""
+    """How many sessions are as old, but have messages that have not ended or timers."""
     where, params = _old(before, agent, sender)
     sql = f"SELECT count(*) FROM sessions s WHERE {where} AND NOT ({_FINISHED})"
     return int(db.execute(sql, params).fetchall()[0][0])

@@ -196,19 +196,20 @@ def store_compaction(
 def delete_session(
     db: Database, handle: str, *, at: float | None = None, unchanged_since: float | None = None
 ) -> bool:
-    """Delete a session with its turns, keys, steers, entries, markers and events; whether it was there.
+    """Delete a session with its turns, keys, steers, entries, markers, events and timers; whether it was
+    there.
 
     Its archives stay in memory. The highest ids of its rows are kept, so that none is given again.
 
     Args:
         at: now, in seconds since the Unix epoch; kept with what is left of it.
         unchanged_since: if given, a session that was changed at or after this time, or has unfinished
-            messages, is left alone.
+            messages or timers, is left alone.
     """
     rows = db.execute("SELECT id, updated_at FROM sessions WHERE handle = ?", [handle]).fetchall()
     if not rows:
         return False
-    if unchanged_since is not None and (rows[0][1] >= unchanged_since or has_unfinished(db, rows[0][0])):
+    if unchanged_since is not None and (rows[0][1] >= unchanged_since or _has_work(db, rows[0][0])):
         return False
     db.execute(
         """INSERT INTO deleted_sessions (handle, deleted_at, last_turn, last_steer)
@@ -232,6 +233,12 @@ def has_unfinished(db: Database, session_id: int) -> bool:
         {"id": session_id},
     ).fetchall()
     return bool(found)
+
+
+def _has_work(db: Database, session_id: int) -> bool:
+    """Whether something is still to be done in the session: messages that have not ended, or timers."""
+    timers = db.execute("SELECT 1 FROM timers WHERE session_id = ? LIMIT 1", [session_id]).fetchall()
+    return bool(timers) or has_unfinished(db, session_id)
 
 
 def highest_ids(db: Database) -> tuple[int, int]:

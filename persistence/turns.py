@@ -12,7 +12,7 @@ from persistence.errors import SessionNotFound
 from persistence.records import TurnRow, TurnState, UnfinishedWork
 from persistence.recovery import fail_overtaken, take_up_steers
 from persistence.sessions import has_unfinished
-from persistence.writes import WriteSet, apply
+from persistence.writes import TimerUpdate, WriteSet, apply
 
 DAY_S = 86_400.0
 _OLD_KEYS_A_CALL = 2  # more than one new key a call, so that old ones cannot pile up
@@ -29,6 +29,7 @@ def accept_keyed(
     sender: str,
     max_age_s: float = DAY_S,
     first: WriteSet | None = None,
+    timers: tuple[TimerUpdate, ...] = (),
 ) -> TurnRow | None:
     """Store the turn `row` under its key, unless the key of this `(agent, sender)` is taken.
 
@@ -38,6 +39,7 @@ def accept_keyed(
         max_age_s: a key older than this, counted between acceptances, is free again once its turn has
             ended; a few such keys are forgotten in passing.
         first: what is to be stored before it, in any case.
+        timers: the timer that it comes from, which has fired in any case.
 
     Returns:
         None when the turn was stored, else the turn that has the key; compare its content.
@@ -45,6 +47,8 @@ def accept_keyed(
     assert row.key is not None
     if first is not None:
         apply(db, [first])
+    if timers:
+        apply(db, [WriteSet(timer_updates=timers)])
     earlier = find_keyed(db, agent=agent, sender=sender, key=row.key, at=row.accepted_at, max_age_s=max_age_s)
     if earlier is not None:
         return earlier

@@ -30,6 +30,7 @@ def verify(db: Database) -> list[str]:
         _archives,
         _steers,
         _keys,
+        _timers,
     )
     problems: list[str] = []
     for check in checks:
@@ -214,7 +215,7 @@ def _archives(db: Database) -> Iterator[str]:
             yield f"{where} is of session {handle}, which never was in this file"
 
 
-# -- steers and keys ------------------------------------------------------------------------------
+# -- steers, keys, timers ------------------------------------------------------------------------------
 
 
 def _steers(db: Database) -> Iterator[str]:
@@ -242,3 +243,16 @@ def _keys(db: Database) -> Iterator[str]:
     ).fetchall()
     for key, turn_id, handle in rows:
         yield f"keys: session {handle}: the key {key!r} points to turn {turn_id}, which has another"
+
+
+def _timers(db: Database) -> Iterator[str]:
+    """Timers."""
+    rows = db.execute(
+        """SELECT t.id, s.handle, t.content, t.due_at, t.every_s FROM timers t
+            JOIN sessions s ON s.id = t.session_id
+            WHERE t.content = '' OR abs(t.due_at) > 1e300 OR t.every_s > 1e300 OR t.every_s <= 0
+            ORDER BY t.id"""
+    ).fetchall()
+    for id_, handle, content, due_at, every_s in rows:
+        what = f"is due at {due_at}, every {every_s} s" if content else "says nothing"
+        yield f"timers: session {handle}: timer {id_} {what}"

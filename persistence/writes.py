@@ -15,7 +15,7 @@ from attrs import astuple, evolve, frozen
 from sqlite_utils import Database
 
 from persistence.codec import encode_entry, encode_result
-from persistence.errors import StorageError
+from persistence.errors import StorageError, TimerGone
 from persistence.records import TERMINAL_STATES, HistoryEntry, TurnResult, TurnRow, TurnState
 
 Row = tuple[Any, ...]
@@ -109,6 +109,18 @@ class Retried:
 
 
 @frozen
+class TimerUpdate:
+    """A timer that was due at `due_at` has fired: it is due again at `next_due`, or ends where that is None.
+
+    It is refused when the timer is not due at `due_at` any more: so no firing is stored twice.
+    """
+
+    id: int
+    due_at: float
+    next_due: float | None
+
+
+@frozen
 class WriteSet:
     """Writes that are stored together or not at all."""
 
@@ -121,6 +133,7 @@ class WriteSet:
     events: tuple[NewEvent, ...] = ()
     dead: tuple[NewDeadLetter, ...] = ()
     retried: tuple[Retried, ...] = ()
+    timer_updates: tuple[TimerUpdate, ...] = ()
 
 
 def merged(sets: Sequence[WriteSet]) -> WriteSet:
@@ -136,6 +149,7 @@ def apply(db: Database, sets: Sequence[WriteSet]) -> None:
     Raises:
         StorageError: an update names a row that is not there, or a turn that has ended, or entries do
             not follow on the session's last one. Part of `sets` may be written then: roll back.
+        TimerGone: likewise, a timer has fired before or is not there.
         sqlite3.Error: likewise.
     """
     _refuse_early_updates(sets)
@@ -150,6 +164,7 @@ def apply(db: Database, sets: Sequence[WriteSet]) -> None:
     insert(db, "events", _EVENT_COLUMNS, [_event_row(row) for s in sets for row in s.events])
     insert(db, "dead_letters", _DEAD_COLUMNS, [astuple(row) for s in sets for row in s.dead])
     _mark_retried(db, [row for s in sets for row in s.retried])
+    _update_timers(db, [update for s in sets for update in s.timer_updates])
 
 
 def insert(db: Database, table: str, columns: str, rows: Sequence[Row]) -> None:
@@ -363,6 +378,23 @@ def _mark_retried(db: Database, retried: Sequence[Retried]) -> None:
         sql = "UPDATE dead_letters SET retried_as = ? WHERE turn_id = ? AND retried_as IS NULL"
         if db.execute(sql, [each.new_id, each.turn_id]).rowcount != 1:
             raise StorageError(f"turn {each.turn_id} is no dead letter, or was tried again before")
+
+
+# -- timers ---------------------------------------------------------------------------------------
+
+
+def _update_timers(db: Database, updates: Sequence[TimerUpdate]) -> None:
+    ended = [(u.id, u.due_at) for u in updates if u.next_due is None]
+    moved = [(u.id, u.due_at, u.next_due) for u in updates if u.next_due is not None]
+    found = _update(db, "timers", "due_at = v.column3", _TIMER_IS_DUE, moved)
+    for part in _parts(ended, 2):
+        sql = f"DELETE FROM timers WHERE (id, due_at) IN ({_values(len(part), 2)})"
+        found += db.execute(sql, [*chain(*part)]).rowcount
+    if found != len(updates):
+        raise TimerGone(f"timer {_listed([*ended, *moved])} has fired, or was cancelled, meanwhile")
+
+
+_TIMER_IS_DUE = "timers.id = v.column1 AND timers.due_at = v.column2"
 
 
 # -- statements -----------------------------------------------------------------------------------

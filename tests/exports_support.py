@@ -99,6 +99,9 @@ def lived_in_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rt.memory.remember("Fish/1", "bob", "CON", "the reserved one\r\n")
         for session in rt.sessions(sender="Alice")[:2]:
             rt.delete_session(session.handle)
+        rt.cancel_timer(rt.after(1e6, cid, "never comes").id)
+        rt.after(1e6, cid, "later\n", sender="someone", key="key later")
+        rt.every(86_400, rt.load(rt.sessions(sender="alice")[0].handle), "every day", first_after=1e5)
     _leave_undone(path)
     assert verify_database(path) == []
     return path

@@ -237,7 +237,7 @@ def test_an_edited_note_is_imported_when_it_is_said(lived_in: Path, tmp_path: Pa
 def test_new_ids_are_told(lived_in: Path, path: Path, tmp_path: Path) -> None:
     run("export", lived_in, tmp_path / "out")
     result = run("import", tmp_path / "out", path)
-    assert "  4 turns and steers have new ids: the old ones were taken\n" in result.output
+    assert "  4 turns, steers and timers have new ids: the old ones were taken\n" in result.output
     assert verify_database(path) == []
 
 
@@ -285,7 +285,7 @@ def test_a_purge_keeps_unfinished_sessions_and_says_so(path: Path) -> None:
     leave_undone(path, "old 2")
     result = run("sessions", "purge", "--older-than", "30d", "-y", "--db", path)
     assert "deleted 2 sessions" in result.output
-    assert "1 session as old had unfinished messages and stayed" in result.output
+    assert "1 session as old had unfinished messages or timers and stayed" in result.output
     assert titles_in(path) == ["new", "old 2"]
     result = run("sessions", "purge", "--older-than", "30d", "-y", "--db", path, "--json")
     assert json.loads(result.output)["unfinished"] == 1

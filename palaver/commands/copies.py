@@ -76,7 +76,7 @@ def import_(directory: str, path: str, edited: bool, as_json: bool) -> None:
     for file in found.edited:
         click.echo(f"  as edited: {file}")
     if found.renumbered:
-        click.echo(f"  {found.renumbered:,} turns and steers have new ids: the old ones were taken")
+        click.echo(f"  {found.renumbered:,} turns, steers and timers have new ids: the old ones were taken")
 
 
 @contextmanager

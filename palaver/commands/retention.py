@@ -62,7 +62,8 @@ def purge(
 ) -> None:
     """Delete sessions that have not changed for some time, with all their turns.
 
-    Those with messages that have not ended stay, however old they are: see `palaver sessions unfinished`.
+    Those with messages that have not ended, or with timers, stay, however old they are: see `palaver sessions
+    unfinished` and `palaver sessions timers`.
     Archives and topics stay in memory. Freed space is used again for what is stored next.
     """
     now = SystemClock.wall()
@@ -139,7 +140,7 @@ def _show_old(old: Sequence[OldSession], kept: int, as_json: bool) -> None:
 
 def _tell_kept(kept: int) -> None:
     if kept:
-        click.echo(f"{counted(kept, 'session')} as old had unfinished messages and stayed")
+        click.echo(f"{counted(kept, 'session')} as old had unfinished messages or timers and stayed")
 
 
 def _delete_all(db: Database, handles: Sequence[str], at: float) -> None:

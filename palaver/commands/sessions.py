@@ -17,7 +17,7 @@ from persistence.transaction import transaction
 
 @click.group()
 def sessions() -> None:
-    """List, show, delete and purge stored conversations."""
+    """List, show, delete and purge stored conversations, and what they have left to do."""
 
 
 @sessions.command("list")
