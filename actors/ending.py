@@ -146,6 +146,11 @@ class Ending(ConversationCore):
         self._check_quiet()
         return reply
 
+    @property
+    def _suspended(self) -> bool:
+        """Whether the runtime is shutting down, so that nothing begins here any more."""
+        return self._held and isinstance(self._refusal, RuntimeClosed)
+
     def _detach(self) -> GreenletFuture[MovedConversation]:
         reply: GreenletFuture[MovedConversation] = GreenletFuture()
         self._held = True

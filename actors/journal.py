@@ -137,6 +137,10 @@ class Journal:
         self._wait(WriteSet(turn_updates=(update,)))
         ticket.attempts += 1
 
+    def put_back(self, ticket: Ticket) -> None:
+        """A turn that was stored as running did not come to run: it waits, for the next process."""
+        self._write(WriteSet(turn_updates=(TurnUpdate(ticket.turn_id, "queued", 0),)), lambda _error: None)
+
     def steer(self, steer: SteerRequest, turn_id: int, then: Then) -> None:
         """Store an accepted steer of a running turn."""
         ticket = steer.ticket

@@ -2052,6 +2052,27 @@ def test_shutdown_without_a_drain_cancels_and_keeps_queued_topic_turns_in_the_jo
     assert turns == [("one", "cancelled"), ("two", "queued")]
 
 
+def test_a_message_that_is_stored_while_the_runtime_suspends_waits_and_counts_no_attempt(
+    runtimes: Runtimes,
+) -> None:
+    rt = runtimes.open()
+    cid = topic(rt)
+    with runtimes.held_database(rt):
+        submitting = gevent.spawn(rt.submit, cid, "one", key="k")
+        gevent.sleep(0)
+        stopping = gevent.spawn(rt.shutdown, 0)
+        for _ in range(50):
+            gevent.sleep(0)
+    ticket = submitting.get()
+    stopping.get()
+    with pytest.raises(RuntimeClosed):
+        ticket.result()
+    with sqlite3.connect(rt.path) as conn:
+        turns = conn.execute("SELECT content, state, attempts FROM turns").fetchall()
+    conn.close()
+    assert turns == [("one", "queued", 0)]
+
+
 def test_shutdown_a_second_time_waits_for_the_first_and_changes_nothing(runtimes: Runtimes) -> None:
     model = PuppetModel()
     rt = runtimes.open(model)

@@ -89,13 +89,13 @@ class _stopped_by_signals:  # noqa: N801 - used as a function
         self._handlers = [gevent.signal_handler(number, self._told) for number in STOP_SIGNALS]
 
     def __exit__(self, *_exc: object) -> None:
-        for handler in self._handlers:
-            handler.cancel()
+        # The process ends now, with its status: what comes this late must not change that.
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
     def _told(self) -> None:
         self._count += 1
         if self._count == 2:
-            self.__exit__()
             for number in STOP_SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
         self._stop()

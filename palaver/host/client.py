@@ -19,7 +19,7 @@ from palaver.host.errors import HostUnreachable, from_wire
 from palaver.host.protocol import VERSION, decode, encode
 from palaver.host.wire import event_from_wire, record
 from palaver.stats import Stats
-from persistence.records import HistoryEntry, SessionSummary, TurnResult, TurnRow
+from persistence.records import HistoryEntry, SessionSummary, TurnResult, TurnRow, UnfinishedSession
 
 PIECE = 65_536
 KEPT = 16  # idle connections
@@ -221,6 +221,14 @@ class HostClient:
     def turns(self, handle: str) -> list[TurnRow]:
         """As `Runtime.turns`."""
         return [record(TurnRow, each) for each in self._rows("turns", handle=handle)]
+
+    def unfinished(self) -> list[UnfinishedSession]:
+        """As `Runtime.unfinished`."""
+        return [record(UnfinishedSession, each) for each in self._rows("unfinished")]
+
+    def recover(self, handle: str | None = None, *, mode: Literal["run", "fail"] = "run") -> int:
+        """As `Runtime.recover`."""
+        return int(self._ask("recover", handle=handle, mode=mode)["count"])
 
     # -- asking ------------------------------------------------------------------------------------
 

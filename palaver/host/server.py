@@ -67,7 +67,7 @@ class Server:
     def _forget(self, serving: gevent.Greenlet) -> None:
         self._connections.pop(serving, None)
 
-    def stop(self, grace_s: float = 2.0) -> None:
+    def stop(self, grace_s: float = 5.0) -> None:
         """Take the socket away, let answers that are under way out for up to `grace_s` seconds, and close."""
         if self._accepting is not None:
             self._accepting.kill()

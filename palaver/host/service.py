@@ -361,6 +361,16 @@ def _transcript(service: Service, fields: Fields, part: Part) -> Any:
     return _in_lines(service.rt.transcript(fields["handle"]), part)
 
 
+@operation("unfinished")
+def _unfinished(service: Service, _fields: Fields, part: Part) -> Any:
+    return _in_lines(service.rt.unfinished(), part)
+
+
+@operation("recover", may={"handle": TEXT, "mode": TEXT})
+def _recover(service: Service, fields: Fields, _part: Part) -> Any:
+    return {"count": service.rt.recover(fields.get("handle"), mode=fields.get("mode", "run"))}
+
+
 @operation("turns", {"handle": TEXT})
 def _turns(service: Service, fields: Fields, part: Part) -> Any:
     return _in_lines(service.rt.turns(fields["handle"]), part)
