@@ -87,7 +87,7 @@ class Books:
                     problems.append(f"G1: {asked} was acknowledged and is not in the file")
                 continue
             problems += self._of_row(asked, row)
-            if drained and asked.answered and asked.lives[-1] == life and row.state != "done":
+            if drained and asked.answered and asked.lives == [life] and row.state != "done":
                 problems.append(f"G18: {asked} is {row.state} after a stop that had time enough")
             if orderly and asked.lives == [life] and asked.error == LOST and row.ended:
                 problems.append(f"G18: {asked} was accepted, and its sender got no answer at an orderly stop")
