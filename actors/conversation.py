@@ -17,6 +17,7 @@ from actors.errors import (
 from actors.events import DeadLettered
 from actors.greenlet import GreenletFuture
 from actors.journal import Journal
+from actors.logs import log
 from actors.messages import (
     AutomaticCompactionFailed,
     CancelTurn,
@@ -318,12 +319,8 @@ class ConversationActor(Timing):
             self._finish(ticket, ended.result)
             self._place_leftovers(message.leftovers)
         else:
-            logger.error(
-                "the end of a turn was not stored: conversation=%s turn=%s: %s",
-                self._state.id,
-                ticket.turn_id,
-                error,
-            )
+            words = "the end of a turn was not stored"
+            log(logger, logging.ERROR, words, self._state, turn=ticket.turn_id, reason=str(error))
             for lost in (ticket, *message.leftovers):
                 self._services.directory.release(lost.turn_id, self._state.sender)
                 lost.fail(error)
@@ -373,12 +370,8 @@ class ConversationActor(Timing):
     def _automatic_compaction_failed(self, message: AutomaticCompactionFailed) -> None:
         self._state.compaction_failures += 1
         paused = self._state.compaction_failures >= compaction.FAILURES_BEFORE_PAUSE
-        logger.warning(
-            "automatic compaction failed%s: conversation=%s: %s",
-            " and is paused for this conversation" if paused else "",
-            self._state.id,
-            message.error,
-        )
+        words = "automatic compaction failed"
+        log(logger, logging.WARNING, words, self._state, paused=paused, reason=message.error)
 
     # -- titles ------------------------------------------------------------------------------------
 

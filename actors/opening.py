@@ -11,6 +11,7 @@ from sqlite_utils import Database
 
 from actors.errors import DescriptionRequired
 from actors.history import resumed
+from actors.logs import log
 from actors.messages import OpenSession, SessionReady
 from actors.services import Services
 from actors.state import ConversationState
@@ -53,13 +54,7 @@ def take_session(state: ConversationState, session: StoredSession) -> None:
     """Bring the live state to what is stored: history, title, uptime, handle."""
     summary = session.summary
     if summary.archive is not None and session.archive_content is None:
-        logger.warning(
-            "resume: the archive %r is missing: agent=%s sender=%s conversation=%s",
-            summary.archive,
-            state.agent,
-            state.sender,
-            state.id,
-        )
+        log(logger, logging.WARNING, "an archive is missing", state, archive=summary.archive)
     state.handle = summary.handle
     state.title = summary.title
     state.uptime_s = summary.uptime_s
@@ -70,14 +65,8 @@ def take_session(state: ConversationState, session: StoredSession) -> None:
 
 def log_repairs(state: ConversationState) -> None:
     """Say that the history had tool calls without results, or results without calls."""
-    logger.warning(
-        "the history's tool calls and results did not pair; %s repaired for the model: "
-        "agent=%s sender=%s conversation=%s",
-        state.history.repairs,
-        state.agent,
-        state.sender,
-        state.id,
-    )
+    words = "the history's tool calls and results did not pair, and were repaired for the model"
+    log(logger, logging.WARNING, words, state, repairs=state.history.repairs)
 
 
 def needs_description(state: ConversationState) -> DescriptionRequired:

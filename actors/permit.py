@@ -10,6 +10,7 @@ import gevent
 from gevent import GreenletExit
 
 from actors.limiter import Limiter, Line
+from actors.logs import log
 from actors.timelimits import TimeLimit
 
 logger = logging.getLogger("palaver.permit")
@@ -84,7 +85,9 @@ class Permit:
         if not self._under_way:
             return False
         self.left_behind = True
-        logger.warning("a call refuses to end and is left behind: model=%s agent=%s sender=%s", *self._line)
+        model, agent, sender = self._line
+        words = "a call refuses to end and is left behind"
+        log(logger, logging.WARNING, words, agent=agent, sender=sender, model=model)
         self.end()
         return True
 

@@ -11,6 +11,7 @@ from actors.conversation import ConversationActor
 from actors.errors import ConversationParked, RuntimeClosed
 from actors.events import ActorParked, ActorRestarted
 from actors.history import LiveHistory
+from actors.logs import log
 from actors.messages import (
     Close,
     ConversationOpened,
@@ -47,7 +48,8 @@ class RegistryLives(RegistryRouting):
             return
         first = self._opening.get(state.id)
         if first is not None and not first.known:
-            logger.error("conversation %s died while it opened: %s", state.id, notice.error)
+            words = "a conversation died while it opened"
+            log(logger, logging.ERROR, words, state, reason=str(notice.error))
             self._gone(notice)
             return
         self._died(state, notice.error, notice.remains)

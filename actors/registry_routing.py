@@ -7,6 +7,7 @@ from typing import Any
 
 from actors.errors import ConversationClosed, DescriptionRequired
 from actors.greenlet import GreenletFuture
+from actors.logs import log
 from actors.messages import (
     ConversationOpened,
     DeleteSession,
@@ -134,8 +135,16 @@ class RegistryRouting(RegistryClosing):
         """The conversation could not be opened: as if it had not been asked for."""
         opening = self._opening.pop(notice.conversation_id)
         if not isinstance(notice.error, DescriptionRequired):
-            logger.error(
-                "the topic %r of %s could not be opened: %s", opening.title, opening.pair, notice.error
+            agent, sender = opening.pair
+            log(
+                logger,
+                logging.ERROR,
+                "a topic could not be opened",
+                agent=agent,
+                sender=sender,
+                conversation=notice.conversation_id,
+                topic=opening.title,
+                reason=str(notice.error),
             )
         state = self._conversations.get(notice.conversation_id)
         if state is not None and opening.known and isinstance(notice.error, SessionNotFound):

@@ -21,6 +21,7 @@ from actors.errors import RuntimeFailed
 from actors.hooks import Hooks
 from actors.incidents import Incidents
 from actors.lasting import ask_until_answered
+from actors.logs import log
 from actors.memory import MemoryActor
 from actors.models.base import Model
 from actors.registry import RegistryActor
@@ -98,7 +99,7 @@ class System:
         failed.__cause__ = reason
         self.services.failed = failed
         self._book.close(str(failed))
-        logger.critical("%s", failed)
+        log(logger, logging.CRITICAL, "the runtime has failed", reason=str(failed))
         if self._on_failure is not None:
             gevent.spawn(self._on_failure, failed)
 

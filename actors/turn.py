@@ -34,6 +34,7 @@ from actors.history import (
     tool_result,
 )
 from actors.journal import Journal
+from actors.logs import log
 from actors.messages import (
     AutomaticCompactionFailed,
     HistoryCompacted,
@@ -180,15 +181,13 @@ class Turn:
         ours = isinstance(failure, PalaverError)  # its message says what was asked and what to do
         words = describe_error(failure, named=not ours)
         if ours:
-            logger.warning("turn failed: %s: %s", self._where, words)
+            self._log(logging.WARNING, "turn failed", reason=words)
         else:
-            logger.error("turn failed: %s: %s", self._where, words, exc_info=_printable(failure))
+            self._log(logging.ERROR, "turn failed", reason=words, error=_printable(failure))
         return words
 
-    @property
-    def _where(self) -> str:
-        state = self._state
-        return f"agent={state.agent} sender={state.sender} conversation={state.id} turn={self.ticket.turn_id}"
+    def _log(self, level: int, words: str, *, error: BaseException | None = None, **more: object) -> None:
+        log(logger, level, words, self._state, turn=self.ticket.turn_id, error=error, **more)
 
     def _report(self, text: str, stop_reason: StopReason, error: str | None, retryable: bool) -> None:
         self._running = False
@@ -243,7 +242,7 @@ class Turn:
             outcomes = self._call_tools(agent, answer.calls)
             self._commit_step(answer, outcomes)
             self._measure(agent, answer, final=False)
-        logger.info("turn reached max_iterations=%s: %s", agent.config.max_iterations, self._where)
+        self._log(logging.INFO, "turn reached max_iterations", most=agent.config.max_iterations)
         return text, "max_iterations"
 
     def _find_agent(self) -> Agent:
@@ -267,7 +266,7 @@ class Turn:
         injected = LiveHistory(hooks.inject(state.agent, state.id, state.history.entries))
         injected.mend()
         if injected.repairs:
-            logger.warning("injected entries do not pair tool calls with results: %s", self._where)
+            self._log(logging.WARNING, "injected entries do not pair tool calls with results")
         self._injected = injected.wire
 
     # -- one step ----------------------------------------------------------------------------------
