@@ -501,7 +501,7 @@ class Runtime:
                 'on_busy="steer" takes no key and no guest: a steer becomes part of another turn'
             )
         return Ticket(
-            next(self._services.turn_ids),
+            0,  # until it is told
             cid,
             content,
             sender=sender,
@@ -991,10 +991,13 @@ class Runtime:
             return woken
         return state.ref
 
-    def _tell(self, cid: int, message: object) -> None:
+    def _tell(self, cid: int, message: Submit | Steer) -> None:
         for _ in range(WAKES):
+            ref = self._ref(cid)
+            # Only now, as waking it may take a while: ids are in the order in which mailboxes get messages.
+            message.ticket.turn_id = next(self._services.turn_ids)
             try:
-                self._ref(cid).tell(message)
+                ref.tell(message)
             except pykka.ActorDeadError:
                 continue  # it left between our finding it and our words
             return

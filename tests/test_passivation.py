@@ -434,8 +434,10 @@ def test_messages_at_any_moment_of_leaving_reach_one_conversation_in_order(seed:
                 assert rt.conversation(cid) is not None
 
         race([talk, talk, look])
-        whole = [entry.content for entry in rt.transcript(rt.sessions()[0].handle) if entry.role == "user"]
+        (session,) = rt.sessions()
+        whole = [entry.content for entry in rt.transcript(session.handle) if entry.role == "user"]
         assert sorted(whole, key=int) == [f"{number}" for number in range(50)]
+        assert [turn.content for turn in rt.turns(session.handle)] == whole
         assert sorted(told, key=int) == sorted(whole, key=int)
         assert services(rt).incidents.counts["Passivated"] > 3
 

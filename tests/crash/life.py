@@ -74,7 +74,11 @@ class Life:
             Mind(self.name),
             tools=self._tools,
             hooks=[Injecting()],
-            limits=Limits(attempts=self.order.get("attempts", 1_000), ask_timeout_s=PATIENCE_S),
+            limits=Limits(
+                attempts=self.order.get("attempts", 1_000),
+                ask_timeout_s=PATIENCE_S,
+                passivate_after_s=self.order.get("rests", PATIENCE_S),
+            ),
             worker=DatabaseWorker(self.order["path"], notify=notify, committer=self.committer),
             recover=self.order.get("recover", "run"),
         )
@@ -117,8 +121,9 @@ class Life:
     def shut_down(self, drain: float) -> None:
         """Close the file in good order."""
         self.voice.say(e="shutdown")
+        left = self.rt.stats().passivations
         self.rt.shutdown(drain)
-        self.voice.say(e="down", reached=dict(self.committer.reached))
+        self.voice.say(e="down", reached=dict(self.committer.reached), left=left)
 
 
 def _committer(order: dict[str, Any]) -> PointCommitter:

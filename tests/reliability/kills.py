@@ -27,6 +27,7 @@ SENDS_A_LIFE = 150
 NAMES_ON_A_FILE = 2_000
 CONVERSATIONS = 64
 MOST_LIVES = 500
+RESTS = (30.0, 30.0, 0.02, 0.003)  # seconds after which idle topics leave memory, to come back at once
 
 MIXED = {"senders": 12, "acts": 30, "delays": [0, 5, 20, 50, 200]}
 # All in one topic, which is closed and deleted again and again.
@@ -54,8 +55,8 @@ def kills(count: int, seed: int, folder: Path) -> int:
         for _ in range(LIVES_ON_A_FILE):
             kill, order = some_death(rng)
             recover = rng.choices(("run", "hold", "fail"), (70, 20, 10))[0]
-            retries = series.ledger.retries()
-            series.live("mix", kill, **{**common, **order, "retries": retries, "recover": recover})
+            more = {"retries": series.ledger.retries(), "recover": recover, "rests": rng.choice(RESTS)}
+            series.live("mix", kill, **{**common, **order, **more})
             killed += series.killed
         series.live("drain", drained=True)
         return killed
