@@ -364,19 +364,22 @@ class Supervisor(GreenletActor):
     # -- its own end -------------------------------------------------------------------------------
 
     def on_stop(self) -> None:
-        self._stop_children()
+        self._stop_children(None)
 
-    def on_failure(self, *_exc_info: object) -> None:
-        self._stop_children()
+    def on_failure(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        self._stop_children(error)
 
-    def _stop_children(self) -> None:
+    def _stop_children(self, reason: BaseException | None) -> None:
+        if not self._has_heir:
+            self._book.close(self._end(reason))  # nobody is to wait for a restart that does not come
         children = [*self._children.values()]
         gevent.spawn(stop_all, children, [child.unit for child in children]).join()
 
+    def _end(self, reason: BaseException | None) -> str:
+        return f"the supervisor {self._around.path or self.actor_ref} has ended: {_words(reason)}"
+
     def on_death(self, reason: BaseException | None) -> None:
-        died = IncarnationDied(
-            f"the supervisor {self._around.path or self.actor_ref} has ended: {_words(reason)}"
-        )
+        died = IncarnationDied(self._end(reason))
         died.__cause__ = reason
         if not self._has_heir:
             self._book.close(str(died))

@@ -55,6 +55,28 @@ def give_up(services: Services, handles: Sequence[str]) -> int:
     return services.store.call(job)
 
 
+class Root(Supervisor):
+    """The supervisor that has none above it: when it dies, `failing(reason)` is called, before it stops its
+    children, which may take a while."""
+
+    def __init__(self, around: Surroundings, failing: Callable[[BaseException], None]) -> None:
+        super().__init__(around=around)
+        self._failing: Callable[[BaseException], None] | None = failing
+
+    def on_failure(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._fail(error)
+        super().on_failure(kind, error, traceback)
+
+    def on_death(self, reason: BaseException | None) -> None:
+        self._fail(reason)
+        super().on_death(reason)
+
+    def _fail(self, error: BaseException | None) -> None:
+        failing, self._failing = self._failing, None
+        if failing is not None and error is not None:
+            failing(error)
+
+
 class System:
     """One database and one tree of actors.
 
@@ -69,8 +91,7 @@ class System:
         self._on_failure = on_failure
         self._book = Book()  # of the users' actors
         around = Surroundings(services.clock, services.incidents.report)
-        self._root = Supervisor.start(around=around)
-        self._root.watch(self._root_ended)  # type: ignore[attr-defined]  # pykka's ref knows it not
+        self._root = Root.start(around, self._root_ended)
         try:
             services.memory = self._supervise("memory", partial(MemoryActor.start, services))
             services.registry = self._supervise("registry", partial(RegistryActor.start, services))
@@ -89,9 +110,7 @@ class System:
         ref: pykka.ActorRef[Any] = ask_until_answered(self._root, request, timeout=timeout, waits=False)
         return ref
 
-    def _root_ended(self, reason: BaseException | None) -> None:
-        if reason is None:
-            return
+    def _root_ended(self, reason: BaseException) -> None:
         failed = RuntimeFailed(
             f"this runtime does nothing any more: {describe_error(reason, named=False)}. End the process, or "
             "shut this runtime down and open another; what was accepted is in the file"
