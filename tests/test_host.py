@@ -16,12 +16,14 @@ import gevent
 import pytest
 from host_support import Hosts, served_hosts, short_folder
 from support import PuppetModel, Runtimes, opened_runtimes, run_script, until
+from test_dead_letters import given_up
 
 from actors.events import Event as AnyEvent
 from palaver import (
     CompactOutcome,
     ConversationBusy,
     ConversationNotFound,
+    DeadLetterNotFound,
     DescriptionRequired,
     Done,
     HostClient,
@@ -533,6 +535,23 @@ def test_a_key_gives_the_stored_result_to_the_next_client(runtimes: Runtimes, ho
     rt = runtimes.reopen(rt)
     again = hosts.client(hosts.serve(rt)).send(HERE, "hello", key="k")
     assert (again.text, again.turn_id) == ("once", first.turn_id)
+
+
+def test_dead_letters_are_seen_and_tried_again_over_the_socket(
+    runtimes: Runtimes, hosts: Hosts, folder: Path
+) -> None:
+    turn = given_up(folder / "a.db")
+    rt = runtimes.open(path=folder / "a.db")
+    client = hosts.client(hosts.serve(rt))
+    assert client.dead_letters() == rt.dead_letters()
+    assert client.dead_letters(sender="nobody") == []
+    assert client.dead_letter(turn).content == "take down the process"
+    with pytest.raises(DeadLetterNotFound):
+        client.dead_letter(999)
+    assert client.retry_dead_letter(turn).result().text == "take down the process"
+    assert client.dead_letter(turn).retried_as == turn + 1
+    assert client.unfinished() == []
+    assert client.recover() == 0
 
 
 def test_a_connection_is_used_again(runtimes: Runtimes, hosts: Hosts) -> None:

@@ -19,6 +19,7 @@ from palaver.host.errors import HostUnreachable, from_wire
 from palaver.host.protocol import VERSION, decode, encode
 from palaver.host.wire import event_from_wire, record
 from palaver.stats import Stats
+from persistence.dead_letters import DeadLetter
 from persistence.records import HistoryEntry, SessionSummary, TurnResult, TurnRow, UnfinishedSession
 
 PIECE = 65_536
@@ -221,6 +222,18 @@ class HostClient:
     def turns(self, handle: str) -> list[TurnRow]:
         """As `Runtime.turns`."""
         return [record(TurnRow, each) for each in self._rows("turns", handle=handle)]
+
+    def dead_letters(self, agent: str | None = None, sender: str | None = None) -> list[DeadLetter]:
+        """As `Runtime.dead_letters`."""
+        return [record(DeadLetter, each) for each in self._rows("dead_list", agent=agent, sender=sender)]
+
+    def dead_letter(self, turn_id: int) -> DeadLetter:
+        """As `Runtime.dead_letter`."""
+        return record(DeadLetter, self._ask("dead_show", turn=turn_id))
+
+    def retry_dead_letter(self, turn_id: int) -> HostTicket:
+        """As `Runtime.retry_dead_letter`."""
+        return HostTicket(self, self._ask("dead_retry", turn=turn_id))
 
     def unfinished(self) -> list[UnfinishedSession]:
         """As `Runtime.unfinished`."""

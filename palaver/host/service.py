@@ -361,6 +361,21 @@ def _transcript(service: Service, fields: Fields, part: Part) -> Any:
     return _in_lines(service.rt.transcript(fields["handle"]), part)
 
 
+@operation("dead_list", may=PAIR)
+def _dead_list(service: Service, fields: Fields, part: Part) -> Any:
+    return _in_lines(service.rt.dead_letters(**fields), part)
+
+
+@operation("dead_show", {"turn": WHOLE})
+def _dead_show(service: Service, fields: Fields, _part: Part) -> Any:
+    return plain(service.rt.dead_letter(fields["turn"]))
+
+
+@operation("dead_retry", {"turn": WHOLE})
+def _dead_retry(service: Service, fields: Fields, _part: Part) -> Any:
+    return service.keep(service.rt.retry_dead_letter(fields["turn"]))
+
+
 @operation("unfinished")
 def _unfinished(service: Service, _fields: Fields, part: Part) -> Any:
     return _in_lines(service.rt.unfinished(), part)
