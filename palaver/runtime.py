@@ -991,11 +991,12 @@ class Runtime:
             return woken
         return state.ref
 
-    def _tell(self, cid: int, message: Submit | Steer) -> None:
+    def _tell(self, cid: int, message: Submit | Steer | SetTimer) -> None:
         for _ in range(WAKES):
             ref = self._ref(cid)
             # Only now, as waking it may take a while: ids are in the order in which mailboxes get messages.
-            message.ticket.turn_id = next(self._services.turn_ids)
+            if not isinstance(message, SetTimer):
+                message.ticket.turn_id = next(self._services.turn_ids)
             try:
                 ref.tell(message)
             except pykka.ActorDeadError:
