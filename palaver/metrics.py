@@ -100,6 +100,7 @@ _FIGURES = (
     _count("model_pause_seconds", "For which endpoints asked to be left alone.", lambda s: s.model_pauses_s),
     _Figure("tool_calls_running", "Calls of tools under way.", lambda s: s.tool_calls),
     _Figure("tool_calls_waiting", "Calls of tools that wait for their turn.", lambda s: s.tool_calls_waiting),
+    _Figure("timers_pending", "Timers that have not ended.", lambda s: s.timers),
     _count("database_commits", "Transactions committed.", lambda s: s.commits),
     _count("database_jobs", "Database jobs done.", lambda s: s.database_jobs),
     _Figure("database_jobs_waiting", "Jobs that wait for the database thread.", lambda s: s.database_waiting),

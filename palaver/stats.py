@@ -36,6 +36,7 @@ class Stats:
         model_calls_waiting, tool_calls_waiting: calls that wait for their turn, or until the endpoint of
             their model may be asked again.
         model_pauses_s: seconds for which endpoints asked to be left alone, so far.
+        timers: timers that have not ended.
         commits: transactions of the database.
         database_jobs: jobs of the database.
         database_waiting: jobs that wait for the database thread.
@@ -73,6 +74,7 @@ class Stats:
     model_pauses_s: float
     tool_calls: int
     tool_calls_waiting: int
+    timers: int
     commits: int
     database_jobs: int
     database_waiting: int
@@ -130,6 +132,7 @@ def gather(services: Services, *, closing_down: bool) -> Stats:
         model_pauses_s=services.model_calls.paused_s,
         tool_calls=services.tool_calls.running,
         tool_calls_waiting=services.tool_calls.waiting,
+        timers=services.timers.pending,
         commits=worker.commits,
         database_jobs=worker.jobs,
         database_waiting=worker.waiting,

@@ -246,6 +246,15 @@ def test_calls_of_models_and_tools_are_counted_while_they_are_under_way_and_wait
         assert (stats.tool_calls, stats.tool_calls_waiting) == (0, 0)
 
 
+def test_timers_that_have_not_ended_are_counted(tmp_path: Path) -> None:
+    with runtime(tmp_path / "a.db") as rt:
+        ids = [rt.after(3_600, cid, "later").id for cid in (topic(rt), rt.get_or_create("crab", "bob"))]
+        until(lambda: rt.stats().timers == 2)
+        for timer_id in ids:
+            assert rt.cancel_timer(timer_id)
+        until(lambda: rt.stats().timers == 0)
+
+
 def test_sizes_of_the_files_are_those_on_the_disk(runtimes: Runtimes) -> None:
     rt = runtimes.open()
     rt.send(topic(rt), "hello")

@@ -79,6 +79,7 @@ def _what_happens(before: Stats | None, stats: Stats) -> list[Row]:
         ("bounds reached", _number(stats.overflows)),
         ("passivations", _number(stats.passivations)),
         ("expirations", _number(stats.expirations)),
+        ("timers", _number(stats.timers)),
         ("events missed", _number(stats.lagged_events)),
     ]
 
