@@ -36,8 +36,8 @@ def live(rt: Runtime) -> Health:
 def ready(rt: Runtime) -> Health:
     """Whether new work should be sent here. If not, that may pass by itself.
 
-    True when it is alive, open and not shutting down, its registry and memory actors are there, and fewer
-    turns are accepted than `Limits.queued_total` allows.
+    True when it is alive, open and not shutting down, its registry, memory and timers actors are there, and
+    fewer turns are accepted than `Limits.queued_total` allows.
 
     Raises:
         WrongThread: called in another thread; see above.

@@ -46,7 +46,7 @@ class Stats:
         rss_bytes: memory of the whole process.
         subscribers: readers of `Runtime.subscribe`.
         lagged_events: events that readers missed because they fell behind.
-        actors_alive: whether the `registry` and the `memory` actor are there and answer.
+        actors_alive: whether the `registry`, the `memory` and the `timers` actor are there.
         restarts: actors that died and were started again.
         parked: actors that kept dying and are not started again.
         passivations: idle topics that left memory.
@@ -145,7 +145,11 @@ def gather(services: Services, *, closing_down: bool) -> Stats:
         lagged_events=counts.lagged,
         actors_alive={
             name: ref is not None and ref.is_alive()
-            for name, ref in (("registry", services.registry), ("memory", services.memory))
+            for name, ref in (
+                ("registry", services.registry),
+                ("memory", services.memory),
+                ("timers", services.timers.actor),
+            )
         },
         restarts=happened["ActorRestarted"],
         parked=happened["ActorParked"],
