@@ -12,6 +12,7 @@ from palaver import (
     ConversationBusy,
     ConversationClosed,
     ConversationNotFound,
+    ConversationParked,
     HandlerFailed,
     MailboxFull,
     NoActiveTurn,
@@ -125,7 +126,7 @@ class Caller:
         world = self._world
         if isinstance(error, StorageError):
             fine = what in KEYED or world.disk.failed
-        elif isinstance(error, HandlerFailed):
+        elif isinstance(error, HandlerFailed | ConversationParked):
             fine = world.rates.deaths > 0
         else:
             fine = isinstance(error, EXPECTED)

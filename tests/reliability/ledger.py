@@ -7,6 +7,7 @@ from collections.abc import Callable
 from attrs import define, field
 
 from palaver import (
+    ConversationParked,
     HandlerFailed,
     PalaverError,
     ResultTimeout,
@@ -18,7 +19,7 @@ from palaver import (
 from persistence.records import STATE_OF_STOP
 
 # Errors after which the message may be stored all the same.
-OPEN = (HandlerFailed, ResultTimeout, RuntimeClosed, StorageError)
+OPEN = (ConversationParked, HandlerFailed, ResultTimeout, RuntimeClosed, StorageError)
 
 
 UNKNOWN = "?"  # in place of a session's handle
