@@ -81,6 +81,8 @@ class Counts:
         brought_back: those that an earlier process or another runtime had accepted.
         steered: steers that were put into a running turn, and end with it.
         ended: turns that reached a terminal state, by state.
+        most_queued: the most that ever waited in one conversation, and the most turns that one sender ever
+            had accepted and not done.
         lagged: events that readers missed.
         took: how long turns ran, from the beginning to the commit of the end.
     """
@@ -93,6 +95,7 @@ class Counts:
     brought_back: int = 0
     steered: int = 0
     ended: dict[str, int] = field(factory=lambda: dict.fromkeys(ENDS, 0))
+    most_queued: dict[str, int] = field(factory=lambda: {"conversation": 0, "sender": 0})
     lagged: int = 0
     took: TurnTimes = field(factory=TurnTimes)
     _in_order: bool = field(default=True, init=False)  # whether `waiting` is in the order of its times

@@ -150,6 +150,11 @@ class Directory:
                 "queued_total",
                 limits.queued_total,
             )
+        most = self.counts.most_queued
+        if waiting >= most["conversation"]:
+            most["conversation"] = waiting + 1
+        if of_sender >= most["sender"]:
+            most["sender"] = of_sender + 1
         self.hold(ticket, sender)
 
     def hold(self, ticket: Ticket, sender: str) -> None:

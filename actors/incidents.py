@@ -46,6 +46,7 @@ class Incidents:
 
     def __init__(self, directory: Directory, hooks: Hooks) -> None:
         self.counts: Counter[str] = Counter()  # by the name of the event's class
+        self.overflowed: Counter[str] = Counter()  # by the bound that was reached, a field of `Limits`
         self._directory = directory
         self._hooks = hooks
 
@@ -57,6 +58,8 @@ class Incidents:
                 whose id is 0.
         """
         self.counts[type(incident).__name__] += 1
+        if isinstance(incident, Overflowed):
+            self.overflowed[incident.limit] += 1
         log_incident(incident, state)
         about = state if state is not None else ConversationState(0, "", "", None, 0.0)
         if self._directory.streams:

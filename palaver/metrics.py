@@ -121,7 +121,15 @@ _FIGURES = (
     _count("actors_parked", "Actors that kept dying and were not started again.", lambda s: s.parked),
     _count("passivations", "Idle topics that left memory.", lambda s: s.passivations),
     _count("expirations", "Idle tmp chats that ended.", lambda s: s.expirations),
+    _Figure("timers", "Messages that are to come later.", lambda s: s.timers),
     _count("overflows", "Times that a bound was reached.", lambda s: s.overflows),
+    _count("overflows_by_limit", "The same, by the field of Limits.", lambda s: s.overflowed, "limit"),
+    _Figure(
+        "turns_queued_peak",
+        "The most that waited in one conversation, and that one sender had, at any time.",
+        lambda s: s.most_queued,
+        "of",
+    ),
     _count("dead_letters", "Messages that were given up.", lambda s: s.dead_letters),
     _Figure("closing_down", "1 when new work is refused.", lambda s: s.closing_down),
 )

@@ -51,7 +51,11 @@ class Stats:
         parked: actors that kept dying and are not started again.
         passivations: idle topics that left memory.
         expirations: idle tmp chats that ended.
-        overflows: times that a bound was reached.
+        timers: messages that are to come later.
+        most_queued: the most that waited in one `conversation`, the one that comes included, and the most
+            turns that one `sender` had accepted and not done, at any time: near
+            `Limits.queued_per_conversation` and `queued_per_sender`, callers are refused.
+        overflows: times that a bound was reached; `overflowed`: by the bound, a field of `Limits`.
         dead_letters: messages that were given up.
         closing_down: whether new work is refused.
     """
@@ -90,7 +94,10 @@ class Stats:
     parked: int
     passivations: int
     expirations: int
+    timers: int
+    most_queued: Mapping[str, int]
     overflows: int
+    overflowed: Mapping[str, int]
     dead_letters: int
     closing_down: bool
 
@@ -155,7 +162,10 @@ def gather(services: Services, *, closing_down: bool) -> Stats:
         parked=happened["ActorParked"],
         passivations=happened["Passivated"],
         expirations=happened["Expired"],
+        timers=services.timers.pending,
+        most_queued=dict(counts.most_queued),
         overflows=happened["Overflowed"],
+        overflowed=dict(services.incidents.overflowed),
         dead_letters=happened["DeadLettered"],
         closing_down=closing_down,
     )
