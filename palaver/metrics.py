@@ -121,7 +121,6 @@ _FIGURES = (
     _count("actors_parked", "Actors that kept dying and were not started again.", lambda s: s.parked),
     _count("passivations", "Idle topics that left memory.", lambda s: s.passivations),
     _count("expirations", "Idle tmp chats that ended.", lambda s: s.expirations),
-    _Figure("timers", "Messages that are to come later.", lambda s: s.timers),
     _count("overflows", "Times that a bound was reached.", lambda s: s.overflows),
     _count("overflows_by_limit", "The same, by the field of Limits.", lambda s: s.overflowed, "limit"),
     _Figure(

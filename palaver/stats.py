@@ -51,7 +51,6 @@ class Stats:
         parked: actors that kept dying and are not started again.
         passivations: idle topics that left memory.
         expirations: idle tmp chats that ended.
-        timers: messages that are to come later.
         most_queued: the most that waited in one `conversation`, the one that comes included, and the most
             turns that one `sender` had accepted and not done, at any time: near
             `Limits.queued_per_conversation` and `queued_per_sender`, callers are refused.
@@ -94,7 +93,6 @@ class Stats:
     parked: int
     passivations: int
     expirations: int
-    timers: int
     most_queued: Mapping[str, int]
     overflows: int
     overflowed: Mapping[str, int]
@@ -162,7 +160,6 @@ def gather(services: Services, *, closing_down: bool) -> Stats:
         parked=happened["ActorParked"],
         passivations=happened["Passivated"],
         expirations=happened["Expired"],
-        timers=services.timers.pending,
         most_queued=dict(counts.most_queued),
         overflows=happened["Overflowed"],
         overflowed=dict(services.incidents.overflowed),
