@@ -57,8 +57,12 @@ class Store:
         worker.on_failure = self._failed
         self._threaded = isinstance(worker, DatabaseWorker)
         self._waiting = 0
-        # While answers are under way, the hub must not take it that nothing can happen any more.
-        self._keep_alive = gevent.get_hub().loop.async_() if self._threaded else None
+        self._keep_alive = None
+        if isinstance(worker, DatabaseWorker):
+            loop = gevent.get_hub().loop
+            # While answers are under way, the hub must not take it that nothing can happen any more.
+            self._keep_alive = loop.async_()
+            worker.soon = loop.run_callback
 
     def start(self) -> None:
         """Open the file, off the hub; raises what opening it raises."""

@@ -33,6 +33,9 @@ T = TypeVar("T")
 
 LARGEST_BATCH = 5_000
 IDLE_S = 1.0
+# From a message's acceptance its turn's end is three callbacks away, if nothing has to be waited for: the
+# turn begins, it reports to its conversation, and that stores the end.
+GATHER_ROUNDS = 3
 
 # The real ones, also where gevent has patched: a patched lock would wait in a hub that this thread
 # does not have, and a patched thread would be a greenlet of the caller's.
@@ -61,6 +64,13 @@ class DatabaseWorker:
         committer: runs the batches; tests hand in one that fails on purpose.
         on_failure: called once, through `notify`, when the database has failed for good, whether or not
             anybody waits; with what everything is refused with from then on. May be set before `start`.
+
+    Attributes:
+        soon: may be set by whoever submits from an event loop, as with gevent's `hub.loop.run_callback`:
+            calls a function with arguments as a later callback of the submitting thread. The thread is roused
+            a few rounds of callbacks after the first `write` then, so that all that they write goes into one
+            batch: the acceptance and the end of a quick turn, and those of its neighbours, make one row
+            each and one commit. Without it, and by every other job, the thread is roused at once.
     """
 
     def __init__(
@@ -78,12 +88,14 @@ class DatabaseWorker:
         self._backlog = backlog
         self._committer = committer or Committer(path, create=create)
         self.on_failure = on_failure
+        self.soon: Callable[..., object] | None = None
         self._queue: deque[Item] = deque()
         self._due: deque[tuple[Backup, Item]] = deque()
         self._mutex = _allocate_lock()
         self._wake = _allocate_lock()
         self._ended = _allocate_lock()
         self._asleep = False
+        self._gathering = False
         self._stopping = False
         self._owner_pid: int | None = None
         self._open_error: BaseException | None = None
@@ -119,7 +131,7 @@ class DatabaseWorker:
 
     def write(self, writes: WriteSet, then: Then[None] | None = None) -> None:
         """`submit` for a set of writes, which is stored together with its neighbours in the queue."""
-        self._put(Item(writes, then))
+        self._put(Item(writes, then), gather=True)
 
     def backup(
         self, to: Path, then: Then[None] | None = None, progress: Progress | None = None
@@ -192,12 +204,25 @@ class DatabaseWorker:
             c.commits, c.jobs, c.largest_batch, len(self._queue), c.failed, c.file_bytes, c.wal_bytes
         )
 
-    def _put(self, item: Item) -> None:
+    def _put(self, item: Item, *, gather: bool = False) -> None:
         with self._mutex:
             self._check_accepting()
             self._queue.append(item)
-            if self._asleep:
+            if self.soon is None or not gather:
+                self._gathering = False
                 self._rouse()
+            elif not self._gathering:
+                self._gathering = True
+                self.soon(self._gather, GATHER_ROUNDS - 1)
+
+    def _gather(self, rounds: int) -> None:
+        """Let so many more rounds of the submitting thread's callbacks go by, then rouse the thread."""
+        if rounds and self.soon is not None:
+            self.soon(self._gather, rounds - 1)
+            return
+        with self._mutex:
+            self._gathering = False
+            self._rouse()
 
     def _check_accepting(self) -> None:
         if self._committer.failed is not None:
@@ -247,13 +272,15 @@ class DatabaseWorker:
 
     def _take(self) -> list[Item]:
         """The next batch, as soon as there is one; empty when the worker is to stop."""
-        idle = False
+        idle = roused = False
         while True:
             with self._mutex:
-                if self._queue or self._stopping:
+                # What is still being gathered is left to grow; whoever gathers rouses this thread.
+                if self._stopping or (self._queue and (roused or not self._gathering)):
                     return self._waiting()
                 self._asleep = True
-            if not self._sleep(-1 if idle else IDLE_S):
+            roused = self._sleep(-1 if idle else IDLE_S)
+            if not roused:
                 self._committer.checkpoint()
                 self._tell_failure()
                 idle = True

@@ -20,7 +20,7 @@ from persistence.database import close_database, open_database
 from persistence.errors import BacklogFull, DatabaseInUse, DatabaseUnusable, SessionNotFound, StorageError
 from persistence.records import TurnRow
 from persistence.sessions import list_sessions, load_session, open_session
-from persistence.worker import Committer, DatabaseWorker, InlineWorker
+from persistence.worker import GATHER_ROUNDS, Committer, DatabaseWorker, InlineWorker
 from persistence.writes import NewEvent, TurnUpdate, WriteSet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -174,6 +174,39 @@ def test_answers_reach_greenlets_through_the_hub(path: Path) -> None:
     assert answered.get(timeout=10) == 1
     hub.threadpool.apply(worker.stop)
     assert threads == [native_id()]
+
+
+def test_what_an_event_loop_writes_within_a_few_rounds_of_callbacks_is_one_commit(
+    worker: DatabaseWorker,
+) -> None:
+    session = worker.call(make_session("h"))
+    callbacks: list[tuple[Any, ...]] = []
+    worker.soon = lambda *callback: callbacks.append(callback)
+    before, answers = worker.stats.commits, Answers()
+    worker.write(WriteSet(new_turns=(TurnRow(1, session, "alice", "hello", "running", 1),)), answers)
+    for round_ in range(GATHER_ROUNDS):
+        assert worker.stats.waiting == 1, "the thread was roused before its time"
+        ((function, *arguments),) = callbacks
+        callbacks.clear()
+        if round_ == GATHER_ROUNDS - 1:
+            worker.write(WriteSet(turn_updates=(TurnUpdate(1, "done", finished_at=2.0),)), answers)
+        function(*arguments)
+    assert callbacks == []
+    worker.stop()
+    assert (worker.stats.commits, answers.errors) == (before + 1, [None, None])
+
+
+def test_a_job_that_is_waited_for_takes_what_was_gathered_along(worker: DatabaseWorker) -> None:
+    session = worker.call(make_session("h"))
+    worker.soon = lambda *_callback: None
+    before, answers = worker.stats.commits, Answers()
+    gate = Gate(worker)
+    worker.write(WriteSet(new_turns=(TurnRow(1, session, "alice", "hello", "queued"),)), answers)
+    gate.open()  # the thread comes by, and leaves what is being gathered to grow
+    found = worker.call(lambda db: db.execute("SELECT state FROM turns").fetchall())
+    worker.stop()
+    assert found == [("queued",)]
+    assert (worker.stats.commits, answers.errors) == (before + 2, [None])
 
 
 def test_the_thread_is_a_native_one_in_a_patched_process(worker: DatabaseWorker) -> None:
