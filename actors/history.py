@@ -44,8 +44,10 @@ def _call_to_wire(call: ToolCall) -> dict[str, Any]:
 
 def entry_chars(entry: HistoryEntry) -> int:
     """Characters of an entry that a model has to read."""
-    calls = sum(len(call.name) + len(call.arguments) for call in entry.tool_calls)
-    return len(entry.content) + calls
+    chars = len(entry.content)
+    for call in entry.tool_calls:  # no sum() of nothing: it is asked twice for each entry
+        chars += len(call.name) + len(call.arguments)
+    return chars
 
 
 class LiveHistory:

@@ -202,11 +202,12 @@ class Journal:
         Raises:
             StorageError: nothing of the step is stored.
         """
+        now = self._clock.wall()
         writes = WriteSet(
-            entries=self._entries(turn_id, entries),
+            entries=self._entries(turn_id, entries, now),
             steer_updates=tuple(SteerUpdate(steer, turn_id) for steer in steers),
-            session_updates=(self._session_update(len(entries)),),
-            events=(NewEvent(self.session_id, turn_id, self._clock.wall(), trace),),
+            session_updates=(self._session_update(len(entries), now),),
+            events=(NewEvent(self.session_id, turn_id, now, trace),),
         )
         self._wait(writes)
         self._advance(len(entries))
@@ -228,16 +229,17 @@ class Journal:
             steers: ids of steers whose entries are among `entries`.
             leftovers: steers that become queued turns.
         """
+        now = self._clock.wall()
         writes = WriteSet(
             new_turns=tuple(self._row(steer.ticket, "queued") for steer in leftovers),
             turn_updates=(self._ended(ticket, result),),
-            entries=self._entries(ticket.turn_id, entries),
+            entries=self._entries(ticket.turn_id, entries, now),
             steer_updates=(
                 *(SteerUpdate(steer, ticket.turn_id) for steer in steers),
                 *(SteerUpdate(steer.id, steer.ticket.turn_id) for steer in leftovers),
             ),
-            session_updates=(self._session_update(len(entries)),),
-            events=(NewEvent(self.session_id, ticket.turn_id, self._clock.wall(), trace),),
+            session_updates=(self._session_update(len(entries), now),),
+            events=(NewEvent(self.session_id, ticket.turn_id, now, trace),),
         )
 
         def committed(_value: None, error: BaseException | None) -> None:
@@ -370,17 +372,14 @@ class Journal:
             finished_at=self._clock.wall(),
         )
 
-    def _entries(self, turn_id: int, entries: Sequence[HistoryEntry]) -> tuple[NewEntry, ...]:
-        now = self._clock.wall()
-        return tuple(
-            NewEntry(self.session_id, seq, turn_id, entry, now)
-            for seq, entry in enumerate(entries, start=self.next_seq)
-        )
+    def _entries(self, turn_id: int, entries: Sequence[HistoryEntry], now: float) -> tuple[NewEntry, ...]:
+        session, seq = self.session_id, self.next_seq
+        return tuple([NewEntry(session, seq + at, turn_id, entry, now) for at, entry in enumerate(entries)])
 
-    def _session_update(self, new_entries: int) -> SessionUpdate:
+    def _session_update(self, new_entries: int, now: float) -> SessionUpdate:
         return SessionUpdate(
             self.session_id,
-            self._clock.wall(),
+            now,
             round(self._state.uptime_s * 1000),
             self.revision + 1,
             self.next_seq + new_entries,

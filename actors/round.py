@@ -140,6 +140,8 @@ class Reader:
         return Round(text, "".join(self._reasoning), calls, self._finish_reason, self._usage)
 
     def _whole_calls(self, request: ModelRequest) -> tuple[ToolCall, ...]:
+        if not self._calls:
+            return ()
         given = {mend_text(call[0] or ""): True for call in self._calls.values()}
         taken: dict[str, bool] = {}
         calls: list[ToolCall] = []

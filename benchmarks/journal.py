@@ -53,10 +53,11 @@ class NoJournal(Journal):
         **_steers: Any,
     ) -> None:
         del result
+        now = self._clock.wall()
         writes = WriteSet(
-            entries=self._entries(ticket.turn_id, entries),
-            session_updates=(self._session_update(len(entries)),),
-            events=(NewEvent(self.session_id, ticket.turn_id, self._clock.wall(), trace),),
+            entries=self._entries(ticket.turn_id, entries, now),
+            session_updates=(self._session_update(len(entries), now),),
+            events=(NewEvent(self.session_id, ticket.turn_id, now, trace),),
         )
 
         def committed(_value: None, error: BaseException | None) -> None:

@@ -365,7 +365,7 @@ def rich(db: Database, handle: str = "h", turn_id: int = 10, steer_id: int = 20)
     keyed = TurnRow(turn_id + 2, session.id, "s", "five", "queued", key="k", accepted_at=4.0)
     assert accept_keyed(db, keyed, agent="a", sender="s") is None
     steer = NewSteer(steer_id, session.id, turn_id + 1, "s", "left", 2.0)
-    apply(db, [WriteSet(new_steers=(steer, evolve(steer, id=steer_id + 1)))])
+    apply(db, [WriteSet(new_steers=(steer, steer._replace(id=steer_id + 1)))])
     apply(db, [WriteSet(steer_updates=(SteerUpdate(steer_id, turn_id + 1),))])
     memories.remember(db, agent="a", scope="s", name="n", content="note", aliases=["x"], at=1.0)
     return load_session(db, handle)
