@@ -115,7 +115,8 @@ class Ticket:
         self.owner: pykka.ActorRef[Any] | None = None
         self.streams: list[EventStream[Event]] = []
         self.followers: list[Ticket] = []
-        self._accepted: GreenletFuture[Ticket] = GreenletFuture()
+        # None says this ticket itself: a reference to it would be a cycle, for the collector to find.
+        self._accepted: GreenletFuture[Ticket | None] = GreenletFuture()
         self._result: GreenletFuture[TurnResult] = GreenletFuture()
 
     @property
@@ -178,12 +179,12 @@ class Ticket:
             As `result`.
         """
         try:
-            accepted: Ticket = self._accepted.get(timeout=timeout)
+            accepted: Ticket | None = self._accepted.get(timeout=timeout)
         except pykka.Timeout as error:
             raise ResultTimeout(
                 f"the message was not accepted within {timeout} s; it may be later"
             ) from error
-        return accepted
+        return self if accepted is None else accepted
 
     def cancel(self) -> bool:
         """Cancel the turn, queued or running, and wait until that is stored.
@@ -227,7 +228,7 @@ class Ticket:
         if self._counted and self._counts is not None and not self.durable:
             self._counts.accepted += 1
         self.durable = True
-        self._accepted.set(by if by is not None else self)
+        self._accepted.set(by)
 
     def count_in(self, counts: Counts) -> None:
         """Count it among the turns that have not ended; the directory holds it."""

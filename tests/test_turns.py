@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -1293,3 +1294,22 @@ def test_a_callers_own_timeout_ends_its_wait_and_nothing_else() -> None:
         assert rt.summarize(cid)
         assert said(history(rt, cid)) == ["hello"]
         assert services(rt).directory.tickets == {}
+
+
+def test_a_turn_leaves_nothing_for_the_collector_of_cycles(tmp_path: Path) -> None:
+    with runtime(tmp_path / "a.db") as rt:
+        cid = rt.switch_topic(AGENT, "alice", "auth", "d").conversation_id
+        rt.send(cid, "the first turn asks for a title too")
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            rt.send(cid, "hello")
+            gc.collect()
+            left = [type(found) for found in gc.garbage]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    ours = ("actors.", "persistence.", "palaver.")
+    assert [kind for kind in left if kind.__module__.startswith(ours)] == []
