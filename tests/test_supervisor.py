@@ -13,7 +13,8 @@ import pytest
 from gevent.event import Event as Signal
 from turns_support import deadline
 
-from actors.children import ChildEnded, ListChildren, RemoveChild, StartChild
+from actors.children import Book, ChildEnded, ListChildren, RemoveChild, StartChild
+from actors.lasting import IncarnationDied
 from actors.policy import RESTARTS, STRATEGIES, Restart, Strategy
 from actors.steps import Surroundings
 from palaver import (
@@ -627,6 +628,24 @@ def test_a_start_that_cannot_be_given_up_ends_with_its_actor_stopped() -> None:
 
 
 # -- children come and go --------------------------------------------------------------------------
+
+
+def test_a_first_start_that_its_supervisor_did_not_live_to_see_can_be_asked_for_again() -> None:
+    def body(family: Family) -> None:
+        book = Book()
+        family.supervisor = Supervisor.start(around=family.around, book=book)
+        family.add("a")
+        family.blocked["b"] = Signal()
+        adding = gevent.spawn(pytest.raises, IncarnationDied, family.add, "b")
+        wait(1.0)
+        family.supervisor.tell("what it does not understand")
+        adding.get()
+        family.supervisor = Supervisor.start(around=family.around, book=book)
+        family.blocked.clear()
+        assert family.add("b").ask("hello") == "hello"
+        assert family.states() == {"a": "running", "b": "running"}
+
+    on_virtual_time(body)
 
 
 def test_a_child_that_cannot_be_started_at_first_is_not_kept() -> None:

@@ -228,7 +228,7 @@ def test_trap_04_no_actor_asks_another_and_waits() -> None:
 
 def _is_actor(node: ast.ClassDef) -> bool:
     bases = {ast.unparse(base) for base in node.bases}
-    return bool(bases & {"GreenletActor", "ConversationCore", "Ending", "Accepting"})
+    return bool(bases & {"GreenletActor", "ConversationCore", "Ending", "Accepting", "SupervisorCore"})
 
 
 def test_trap_06_every_ask_has_a_deadline() -> None:

@@ -21,6 +21,7 @@ from palaver import (
     ChildSpec,
     ChildStatus,
     GreenletActor,
+    GreenletFuture,
     InvalidInput,
     Runtime,
     RuntimeClosed,
@@ -173,6 +174,23 @@ def test_a_runtime_whose_own_actor_keeps_dying_fails_visibly(
     assert [turn.content for turn in rt.turns(rt.sessions()[0].handle)] == ["before"]
 
 
+def test_a_runtime_that_fails_says_so_before_its_actors_have_stopped(
+    runtimes: Runtimes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, gate = list[Any](), GreenletFuture[None]()
+    rt = runtimes.open(on_failure=told.append)
+    stuck = rt.supervise(ChildSpec("stuck", Stuck.start))
+    stuck.tell(gate)
+    break_for_good(monkeypatch, rt, MemoryActor, memory(rt))
+    asking = gevent.spawn(pytest.raises, RuntimeFailed, rt.memory.recall, "crab", "alice", "tea")
+    until(lambda: told)
+    assert stuck.is_alive()
+    asking.get(timeout=LONG_S)
+    with pytest.raises(RuntimeFailed):
+        rt.memory.recall("crab", "alice", "tea")
+    gate.set()
+
+
 def test_turns_that_run_when_the_runtime_fails_still_end_and_are_stored(
     runtimes: Runtimes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,6 +222,13 @@ def test_a_runtime_whose_actors_cannot_be_started_is_not_opened(
 
 
 # -- actors of the user's own ----------------------------------------------------------------------
+
+
+class Stuck(GreenletActor):
+    """Waits for what it is told."""
+
+    def on_receive(self, message: Any) -> Any:
+        return message.get()
 
 
 class Counter(GreenletActor):
