@@ -71,7 +71,7 @@ def test_a_broken_product_is_seen_and_seen_again(tmp_path: Path, monkeypatch: py
     assert report.startswith("G")
     assert SPAN <= number < SPAN + 50
     assert f"in world {number}, life " in report
-    assert report.endswith(f"--seed {number}")
+    assert report.endswith(f"--part seeds 1 {number}")
     with pytest.raises(AssertionError) as again:
         run(1, number, tmp_path)
     assert str(again.value) == report
