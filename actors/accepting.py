@@ -41,7 +41,7 @@ class Accepting(Ending):
         if ticket.on_busy == "steer" and self._steerable is not None:
             self._steer(ticket)
             return
-        busy = self._activity is not None or bool(self._queue)
+        busy = self._activity is not None or bool(self._queue) or self._steering > 0
         refusal = self._refusal_of(ticket, busy=busy)
         if refusal is not None:
             self._refuse(ticket, refusal)
@@ -238,6 +238,7 @@ class Accepting(Ending):
             return
         ref = self.actor_ref
         self._writes += 1
+        self._steering += 1
         self._journal.steer(
             steer, turn.ticket.turn_id, lambda error: notify(ref, SteerJournalled(steer, turn, error))
         )
@@ -245,6 +246,7 @@ class Accepting(Ending):
     def _steer_journalled(self, message: SteerJournalled) -> None:
         if self._journal is not None:
             self._writes -= 1
+            self._steering -= 1
         ticket = message.steer.ticket
         if message.error is not None:
             self._services.directory.release(ticket.turn_id, self._state.sender)

@@ -55,6 +55,7 @@ class ConversationCore(GreenletActor):
         self._activity: Turn | CompactionWork | None = None
         self._early: list[Any] | None = None if state.topic is None else []
         self._writes = 0  # commits under way that this conversation waits for
+        self._steering = 0  # steers on their way to the journal: if their turn ends, they are what runs next
         self._cancels: dict[int, list[tuple[GreenletFuture[bool], bool]]] = {}
         self._looked_up: dict[int, Ticket] = {}  # whose keys are asked for
         self._early_steers: list[Ticket] = []  # of a turn that is being stored
@@ -92,7 +93,7 @@ class ConversationCore(GreenletActor):
 
     def _advance(self) -> None:
         """Start the next thing, if nothing runs and the next thing is accepted, or may run meanwhile."""
-        if self._activity is None and not self._held:
+        if self._activity is None and not self._held and not self._steering:
             work = self._queue.next()
             if isinstance(work, CompactionWork):
                 self._start_compaction(work)

@@ -14,6 +14,7 @@ from palaver import AgentConfig, HistoryEntry, Runtime, Ticket
 from persistence.inline import InlineWorker
 
 SHORT_S = 5.0
+MOST_COMMITS = 100
 
 
 class Stepped:
@@ -35,6 +36,10 @@ class Stepped:
                 self._steps.pop(0)()
         let_run()
 
+    def step(self) -> None:
+        """Store what waits."""
+        self._steps.pop(0)()
+
     def begin(self, call: Callable[..., Any], *args: Any, **named: Any) -> gevent.Greenlet:
         """Make a call in a greenlet, as far as it gets."""
         greenlet = gevent.spawn(call, *args, **named)
@@ -43,16 +48,21 @@ class Stepped:
 
     def finish(self, call: gevent.Greenlet) -> Any:
         """Let the database work until a call returns; its value."""
-        while not call.ready():
-            self.commit()
+        self._work_until(call.ready)
         return call.get()
 
     def asked(self) -> Held:
         """The model's next request; the database works until there is one."""
         let_run()
-        while self.model.idle:
-            self.commit()
+        self._work_until(lambda: not self.model.idle)
         return self.model.next()
+
+    def _work_until(self, fact: Callable[[], bool]) -> None:
+        for _ in range(MOST_COMMITS):
+            if fact():
+                return
+            self.commit()
+        pytest.fail("what is waited for never comes")
 
     def states(self) -> list[str]:
         """The states of all turns in the file, by id."""
@@ -79,8 +89,9 @@ def one_stepped(tmp_path: Path) -> Iterator[Stepped]:
     stepped.close()
 
 
-def test_a_steer_that_comes_back_runs_after_a_keyed_message_that_is_stored_as_running(
-    stepped: Stepped,
+@pytest.mark.parametrize("key", [None, "k"])
+def test_a_steer_that_is_stored_after_its_turn_has_ended_is_what_runs_next(
+    stepped: Stepped, key: str | None
 ) -> None:
     rt, model = stepped.rt, stepped.model
     opening = stepped.begin(rt.switch_topic, AGENT, "alice", "work", description="d")
@@ -92,9 +103,9 @@ def test_a_steer_that_comes_back_runs_after_a_keyed_message_that_is_stored_as_ru
     steering = stepped.begin(rt.steer, cid, "late")  # the turn has ended, and is not stored yet
     stepped.commit()  # the turn and its end; from now on the steer is on its way
     assert first.get(timeout=SHORT_S).state == "done"
-    keyed = stepped.begin(rt.submit, cid, "keyed", key="k")  # nothing runs, so it is stored as running
+    following = stepped.begin(rt.submit, cid, "next", key=key)  # nothing runs
     stepped.commit()
-    tickets: list[Ticket] = [stepped.finish(keyed), stepped.finish(steering)]
+    tickets: list[Ticket] = [stepped.finish(steering), stepped.finish(following)]
 
     ran = []
     for ticket in tickets:
@@ -103,7 +114,22 @@ def test_a_steer_that_comes_back_runs_after_a_keyed_message_that_is_stored_as_ru
         ran.append(held.request.messages[-1]["content"])
         held.say("done")
         stepped.finish(stepped.begin(ticket.result))
-    assert ran == ["keyed", "late"]
+    assert ran == ["late", "next"]
+
+
+def test_a_queued_turn_does_not_begin_before_a_steer_that_is_on_its_way(stepped: Stepped) -> None:
+    rt, model = stepped.rt, stepped.model
+    opening = stepped.begin(rt.switch_topic, AGENT, "alice", "work", description="d")
+    cid = stepped.finish(opening).conversation_id
+    stepped.finish(stepped.begin(rt.submit, cid, "first"))
+    stepped.finish(stepped.begin(rt.submit, cid, "queued"))
+    held = model.next()
+    held.say("done")
+    let_run()
+    stepped.step()  # the end is committed, and not told yet
+    steering = stepped.begin(rt.steer, cid, "late")
+    stepped.finish(steering)
+    assert stepped.asked().request.messages[-1]["content"] == "late"
 
 
 def test_an_interrupt_during_the_opening_cancels_the_turn_that_is_brought_back(
