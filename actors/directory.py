@@ -8,7 +8,7 @@ from typing import Any
 
 from actors.config import Limits
 from actors.counts import Counts
-from actors.errors import MailboxFull
+from actors.errors import MailboxFull, RuntimeClosed
 from actors.events import Event
 from actors.feed import EventStream
 from actors.state import ConversationInfo, ConversationPhase, ConversationState
@@ -30,6 +30,7 @@ class Directory:
         self.counts = Counts(clock.monotonic())
         self._conversations: dict[int, ConversationState] = {}
         self.next_id = 1
+        self.refusal: RuntimeClosed | None = None  # why nothing opens or closes any more
         self.passive = 0  # conversations that have left memory and keep their ids
         # Conversations at rest, the one that has rested longest first.
         self.idle: OrderedDict[int, ConversationState] = OrderedDict()

@@ -40,6 +40,8 @@ class RegistryClosing(RegistryResting):
         row = next((row for row in waiter.found or () if row.id == request.conversation_id), None)
         if state is not None:
             self._close_known(state, waiter)
+        elif self._closed_unclaimed.pop(request.conversation_id, False):
+            waiter.reply.set(True)
         elif row is not None:
             self._end_passive(row)
             waiter.reply.set(True)
@@ -54,7 +56,10 @@ class RegistryClosing(RegistryResting):
         assert isinstance(request, CloseConversation)
         closing = self._closing.get(state.id)
         if closing is not None:
-            closing.others.append(waiter.reply)
+            if closing.unclaimed:
+                closing.reply, closing.unclaimed = waiter.reply, False
+            else:
+                closing.others.append(waiter.reply)
             self._tell_close(state, request)
         elif state.fate == "passive":
             self._end_passive(self._row_of(state))
@@ -125,6 +130,8 @@ class RegistryClosing(RegistryResting):
             closing.reply.fail(error)
         else:
             closing.reply.set(True)
+            if closing.unclaimed:
+                self._closed_unclaimed[conversation_id] = True
         for other in closing.others:
             other.set(False)
         for waiter in closing.waiters:

@@ -91,6 +91,7 @@ class Closing:
 
     reply: GreenletFuture[bool]
     mode: CloseMode = "drain"
+    unclaimed: bool = False  # whoever began it asked a registry that died, and asks again
     others: list[GreenletFuture[bool]] = field(factory=list)
     waiters: list[Waiter] = field(factory=list)
 
@@ -109,8 +110,8 @@ class RegistryCore(GreenletActor):
         self._handles: dict[str, int] = {}
         self._opening: dict[int, Opening] = {}
         self._closing: dict[int, Closing] = {}
+        self._closed_unclaimed: dict[int, bool] = {}  # whoever closed these has not asked again yet
         self._closing_topics: dict[tuple[Pair, str], list[int]] = {}
-        self._refusal: RuntimeClosed | None = None
         self._asking: list[Waiter] = []  # whose answer the database has to give first
         self._leaving: dict[int, ConversationState] = {}  # asked to leave memory
         self._parting: dict[int, ConversationState] = {}  # have left; where to find them is being stored
@@ -149,7 +150,7 @@ class RegistryCore(GreenletActor):
             if state.handle is not None:
                 self._handles[state.handle] = state.id
             if state.phase == "closing":
-                self._closing[state.id] = Closing(GreenletFuture())
+                self._closing[state.id] = Closing(GreenletFuture(), unclaimed=True)
                 self._note_closing(state)
                 continue
             self._route(state)
@@ -250,6 +251,15 @@ class RegistryCore(GreenletActor):
             for conversation_id, state in self._conversations.items()
             if state.fate is None
         }
+
+    @property
+    def _refusal(self) -> RuntimeClosed | None:
+        """Why nothing opens or closes any more; it outlives this registry."""
+        return self._directory.refusal
+
+    @_refusal.setter
+    def _refusal(self, refusal: RuntimeClosed | None) -> None:
+        self._directory.refusal = refusal
 
     def _check_open(self) -> None:
         if self._refusal is not None:

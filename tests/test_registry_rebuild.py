@@ -115,7 +115,34 @@ def test_a_conversation_that_dies_with_the_registry_is_started_again(monkeypatch
     run(body)
 
 
-@pytest.mark.parametrize("seed", range(10))
+def test_a_close_that_meets_a_dying_registry_is_answered_true() -> None:
+    def body(rt: Runtime) -> None:
+        cid = topic(rt)
+        ticket = rt.submit(cid, "work")
+        closing = gevent.spawn(rt.close, cid)
+        gevent.sleep(0.001)  # virtual: the turn runs on, and the close waits for it
+        kill_registry(rt)
+        assert closing.get() is True
+        assert ticket.result().stop_reason == "text_response"
+        assert rt.close(cid) is False
+
+    run(body)
+
+
+def test_a_registry_that_is_started_again_refuses_what_the_one_before_refused() -> None:
+    def body(rt: Runtime) -> None:
+        rt.submit(topic(rt), "work")
+        down = gevent.spawn(rt.shutdown)
+        gevent.sleep(0.001)  # virtual: it drains
+        kill_registry(rt)
+        gevent.sleep(0.001)
+        assert services(rt).directory.refusal is not None
+        down.get()
+
+    run(body, checked=False)
+
+
+@pytest.mark.parametrize("seed", range(6))
 def test_at_any_moment_of_opening_resting_and_closing_nobody_is_left_alone(seed: int) -> None:
     """Callers do all of it while the registry dies now and then; then everything is as it must be."""
 
