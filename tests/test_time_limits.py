@@ -623,7 +623,7 @@ def test_what_an_endpoint_asks_for_last_is_heeded_too() -> None:
         with runtime(":memory:", model, checked=False) as rt:
             result = rt.send(rt.get_or_create(AGENT, "ann"), "hello")
             assert (result.stop_reason, result.retryable) == ("error", True)
-            assert services(rt).model_calls.paused_s == pytest.approx(40.0)
+            assert services(rt).model_calls.paused_s == pytest.approx(5.0)
             waiting = rt.submit(rt.get_or_create(AGENT, "bob"), "hello")
             gevent.idle()
             assert figures(rt)[:2] == (0, 1)

@@ -166,7 +166,10 @@ class OpenAIModel:
         text = self._endpoint.without_secrets(str(failure))
         if attempt:
             text += f" (attempt {attempt + 1} of {self._endpoint.retries + 1})"
-        retry_after_s = failure.retry_after_s if failure.crowded else None
+        retry_after_s = None
+        if failure.crowded and failure.retry_after_s is not None:
+            # Others are held back for no longer than a call of this model would wait itself.
+            retry_after_s = min(failure.retry_after_s, self._endpoint.total_timeout_s)
         return ModelError(text + why, retryable=failure.later, retry_after_s=retry_after_s)
 
 

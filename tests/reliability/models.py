@@ -63,6 +63,7 @@ class Host:
         self.model = Endpoints(
             {
                 **{kind.name: limited.get(kind.limit, patient) for kind in KINDS},
+                "429, wait an hour": total,  # all wait as long as one call would
                 "refused": model(nowhere, PATIENT_S, PATIENT_S, PATIENT_S),
                 "": patient,
             }
