@@ -122,6 +122,7 @@ def test_a_file_in_use_is_not_copied_and_the_way_to_copy_it_is_told(
 
 _INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from gevent import monkey
 monkey.patch_all()
 from persistence import backup

@@ -118,7 +118,7 @@ CHECKS = (
         name="fairness",
         guarantees=(14,),
         unit="seeds",
-        quick=20,
+        quick=10,
         long=2_000,
         run=run,
     ),
