@@ -81,7 +81,6 @@ class Opening:
     title: str
     previous: str | None
     waiters: list[Waiter]
-    routed: bool = True
     known: bool = False
 
 

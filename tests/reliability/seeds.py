@@ -30,7 +30,7 @@ def run(count: int, seed: int, folder: Path) -> int:
 def live(numbers: Iterable[int], folder: Path) -> Iterator[World]:
     """Each number's world, lived to its end. Its file is in `folder`."""
     template = _fresh(folder)
-    with _quietly():
+    with quietly():
         for count, number in enumerate(numbers, start=1):
             world = World(number, folder / "world.db", template)
             world.run()
@@ -47,7 +47,7 @@ def _fresh(folder: Path) -> bytes:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """No log output, and no garbage collection at moments that depend on how much memory is in use."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

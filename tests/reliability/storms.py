@@ -8,10 +8,7 @@ that the actors saw themselves, when they were started and when they died, is co
 from __future__ import annotations
 
 import gc
-import logging
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import gevent
@@ -24,6 +21,7 @@ from persistence.verify import verify
 from reliability.cast import wait
 from reliability.check import Check
 from reliability.crashing import FRAMES, Crashing, Pool, Steady
+from reliability.seeds import quietly
 from reliability.talkers import Talker
 
 SPAN = 1_000_000  # storms of one seed; a seed from here on is the number of a storm
@@ -36,7 +34,7 @@ MOST_IN_FIVE = 3
 def run(count: int, seed: int, _folder: Path) -> int:
     """Live through `count` storms: those of this seed or, from `SPAN` on, those from this number on."""
     first = seed if seed >= SPAN else seed * SPAN
-    with _quietly():
+    with quietly():
         for done, number in enumerate(range(first, first + count), start=1):
             try:
                 run_virtual(Storm(number).run, rng=random.Random(f"order {number}"))
@@ -132,22 +130,6 @@ class Storm:
         except RuntimeFailed:
             return
         raise AssertionError("a failed runtime took new work")
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """No log output, and no garbage collection at moments that depend on how much memory is in use."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()
-        logging.disable(before)
 
 
 CHECKS = (Check(name="storms", guarantees=(12,), unit="seeds", quick=50, long=5_000, run=run),)
