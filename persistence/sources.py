@@ -54,3 +54,9 @@ def seeded_sources(clock: Clock, seed: int) -> Sources:
     rng = random.Random(seed)
     handles = random.Random(f"handles {seed}")
     return Sources(clock=clock, rng=rng, handle=lambda: f"{handles.getrandbits(128):032x}")
+
+
+def seeded_random(*of: object) -> random.Random:
+    """A generator of its own for each use: the same numbers for the same words and numbers in `of`, in every
+    process."""
+    return random.Random(" ".join(map(str, of)))

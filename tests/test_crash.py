@@ -16,7 +16,7 @@ from crash import audit_ends
 from crash.audit import audit
 from crash.driver import TESTS, Driver, Kill
 from crash.evidence import Evidence
-from crash.ledger import Ledger
+from crash.ledger import Ledger, scope_of_op
 from crash.picture import EntrySeen, MarkerSeen, Picture, SteerSeen, TurnSeen
 from crash.series import Series
 
@@ -78,19 +78,35 @@ driver.hear()
 def a_series_that_lived(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Series:
     """Some lives with a bit of everything, all of it done in the end."""
     series = Series(driver, tmp_path_factory.mktemp("lived"), SEED, "lived", **MIXED)
-    while not _has_everything(series.picture):
+    while not _has_everything(series):
         series.live("mix", Kill(150))
     series.live("drain", drained=True)
     return series
 
 
-def _has_everything(picture: Picture) -> bool:
-    """Whether there is something of each kind that the tests below damage."""
+def _has_everything(series: Series) -> bool:
+    """Whether there is something of each kind that the tests below damage, and its caller knows of it."""
+    picture = series.picture
     steered = any(steer.applied_turn not in (None, steer.id) for steer in picture.steers)
-    noted = any(name[2] == "note" for name in picture.memory)
     said = [picture.turns[seen.turn_id] for entries in picture.transcripts.values() for seen in entries[6:]]
     done = any(turn.state == "done" for turn in said)
-    return steered and noted and done and any(picture.markers.values())
+    return steered and done and _told_note(series) and _told_archive(series)
+
+
+def _told_note(series: Series) -> bool:
+    """Whether there is a note that was acknowledged, with nobody about to write it again or to forget it."""
+    writes = [*series.ledger.by_kind["remember"], *series.ledger.by_kind["forget"]]
+    unsure = [(op.pair[0], scope_of_op(op), op.facts["name"]) for op in writes if not op.accepted]
+    notes = [(agent, scope, name) for agent, scope, kind, name in series.picture.memory if kind == "note"]
+    return any(note not in unsure for note in notes)
+
+
+def _told_archive(series: Series) -> bool:
+    """Whether a caller was told of an archive whose session is still there."""
+    compacted = [
+        op for op in series.ledger.by_kind["compact"] if op.accepted and op.ack and op.ack["archive"]
+    ]
+    return any(series.picture.markers.get(op.handle) for op in compacted)
 
 
 def turn_of(picture: Picture, state: str = "done") -> int:
@@ -188,7 +204,8 @@ def lose_a_marker(picture: Picture) -> None:
 
 
 def lose_a_note(picture: Picture) -> None:
-    del picture.memory[next(name for name in picture.memory if name[2] == "note")]
+    for name in [name for name in picture.memory if name[2] == "note"]:
+        del picture.memory[name]
 
 
 def lose_a_session(picture: Picture) -> None:
