@@ -103,7 +103,7 @@ class Outcome:
     workload: Workload
     seed: int
     virtual_s: float
-    real_s: float
+    real_s: float = field(eq=False)
     turns: Mapping[str, int]
     refused: Mapping[str, int]
     latency_s: array[float]

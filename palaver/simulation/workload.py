@@ -80,6 +80,8 @@ class Provider:
         limited: the chance of a 429, with `retry_after_s`.
         concurrency: calls that the provider answers at once, of all senders; 0 is no bound.
         over: what happens above it: `wait` (they queue at the provider) or `429`.
+        retries: attempts after the first when the provider refuses or fails before it has said anything, with
+            the back-off of `OpenAIModel`.
     """
 
     first_token_s: Distribution = Fixed(0.0)
@@ -96,6 +98,7 @@ class Provider:
     retry_after_s: Distribution = Fixed(5.0)
     concurrency: int = 0
     over: str = "wait"
+    retries: int = 3
 
 
 @frozen
@@ -154,12 +157,15 @@ class Workload:
         duration_s: virtual seconds in which messages are sent; 0.0 is until each sender has had its turns.
         sample_s: virtual seconds between two samples; 0.0 chooses, for some 200 of them.
         compact_threshold: of the agent, in tokens; None never compacts.
+        shuffle: whether what is due at one instant runs in an order that the seed draws, so that races show;
+            else in the order in which it came, as on the real loop.
     """
 
     name: str = "workload"
     duration_s: float = 0.0
     sample_s: float = 0.0
     compact_threshold: int | None = None
+    shuffle: bool = True
     senders: Senders = field(factory=Senders)
     arrivals: Arrivals = field(factory=Arrivals)
     provider: Provider = field(factory=Provider)

@@ -1,0 +1,280 @@
+"""The model and the tool of a simulated host: as fast, as crowded and as faulty as its workload says.
+
+What an answer is like depends on the seed, on the act that it answers and on its place among that act's
+answers, and on nothing else that happens: it stays the same when other acts are left out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
+
+import gevent
+from attrs import frozen
+
+from actors.errors import ModelError
+from actors.greenlet import GreenletFuture
+from actors.models.base import Chunk, ModelRequest, ToolCallDelta
+from actors.models.plain import plain_summary, plain_title
+from actors.models.retry import back_off
+from actors.tools import ToolContext
+from persistence.sources import seeded_random
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from palaver.simulation.run import Run
+
+TOKEN_CHARS = 4
+FIRST = "a"  # what every answer begins with
+TOOL = "work"
+_FILL = "lorem ipsum dolor sit amet " * 400
+
+
+def filled(start: str, chars: int) -> str:
+    """`start`, and as many characters behind it as make `chars`."""
+    more = chars - len(start) - 1
+    if more <= 0:
+        return start
+    return f"{start} {_FILL[:more] if more <= len(_FILL) else 'x' * more}"
+
+
+def act_of(content: str) -> int:
+    """The act that a message is of; 0 if it is of none."""
+    number = content.partition(" ")[0]
+    return int(number) if number.isdigit() else 0
+
+
+class Streams:
+    """Generators by number: each gives the same draws whenever it is asked for."""
+
+    def __init__(self, *of: object) -> None:
+        self._rng = seeded_random(*of)
+        self._base = self._rng.getrandbits(64) << 96
+
+    def __call__(self, *place: int) -> Random:
+        """One generator for all: draw from it before it is asked for another place."""
+        number = self._base
+        for part in place:
+            number = (number << 32) ^ part
+        self._rng.seed(number)
+        return self._rng
+
+
+@frozen
+class Answer:
+    """One answer as it was drawn."""
+
+    fault: str  # "limited", "error", "empty", "cut", or none
+    retry_after_s: float
+    first_s: float  # until something is said
+    rest_s: float
+    stall_s: float
+    tool: bool
+    call: str
+    text: str
+    jitter: float
+
+    def random(self) -> float:
+        """For the back-off."""
+        return self.jitter
+
+
+class Slots:
+    """The places of a provider: first come, first served.
+
+    Attributes:
+        taken: calls that are being answered.
+        waiting: calls that wait for a place.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.taken = 0
+        self._most = most
+        self._line: deque[GreenletFuture[None]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._line)
+
+    @property
+    def full(self) -> bool:
+        return bool(self._most) and self.taken >= self._most
+
+    def enter(self) -> None:
+        """Wait for a place."""
+        if not self.full:
+            self.taken += 1
+            return
+        mine: GreenletFuture[None] = GreenletFuture()
+        self._line.append(mine)
+        try:
+            mine.get()
+        except BaseException:
+            if mine in self._line:
+                self._line.remove(mine)
+            else:
+                self.leave()
+            raise
+
+    def leave(self) -> None:
+        """Whoever waits first takes the place."""
+        if self._line:
+            self._line.popleft().set()
+        else:
+            self.taken -= 1
+
+
+class Provider:
+    """The model. It tells the run what it does."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._profile = run.workload.provider
+        self._rates = run.plan.rates
+        self._streams = Streams("provider", run.seed)
+        self._others = 0
+        self.slots = Slots(self._profile.concurrency)
+
+    def stream(self, request: ModelRequest) -> Iterator[Chunk]:
+        """An answer; tried again as `OpenAIModel` tries, while nothing was said."""
+        act, place = self._place(request)
+        attempt = 0
+        while True:
+            answer = self._draw(act, place, attempt, request)
+            failure = yield from self._attempt(act, answer, request)
+            if failure is None:
+                return
+            self._run.figures.model_errors[failure] += 1
+            self._run.note("model", failure, act=act, attempt=attempt)
+            after_s = answer.retry_after_s if failure == "limited" else None
+            if attempt >= self._profile.retries:
+                raise ModelError(
+                    f"the provider answered {failure!r} (attempt {attempt + 1})",
+                    retryable=True,
+                    retry_after_s=after_s,
+                )
+            wait_s = back_off(attempt, after_s, answer)
+            if after_s and request.pause is not None:
+                request.pause(after_s)
+                wait_s -= after_s
+            attempt += 1
+            gevent.sleep(wait_s)
+
+    def _attempt(self, act: int, answer: Answer, request: ModelRequest) -> Generator[Chunk, None, str | None]:
+        """One attempt; what is wrong, if nothing was said."""
+        slots = self.slots
+        if slots.full and self._profile.over == "429":
+            return "limited"
+        slots.enter()
+        try:
+            self._run.figures.answering(act)
+            if self._run.telling:
+                self._run.note("model", "answers", act=act, turn=request.turn_id)
+            if answer.fault in ("limited", "error"):
+                return answer.fault
+            if answer.first_s:
+                gevent.sleep(answer.first_s)
+            yield from self._say(answer, request)
+        finally:
+            slots.leave()
+        return None
+
+    def _say(self, answer: Answer, request: ModelRequest) -> Iterator[Chunk]:
+        if answer.fault == "empty":
+            yield Chunk(finish_reason="stop")
+            return
+        text = answer.text
+        size = -(-len(text) // max(1, self._profile.chunks))
+        last = (len(text) - 1) // size
+        gap_s = answer.rest_s / max(1, last)
+        for index in range(last + 1):
+            if gap_s and (index or not last):
+                gevent.sleep(gap_s)
+            if index == last and (answer.stall_s or answer.fault == "cut"):
+                self._falter(answer)
+            over = index == last and not answer.tool
+            yield Chunk(text[index * size : (index + 1) * size], finish_reason="stop" if over else None)
+        if answer.tool:
+            yield Chunk(tool_calls=(ToolCallDelta(0, answer.call, TOOL, "{}"),), finish_reason="tool_calls")
+
+    def _falter(self, answer: Answer) -> None:
+        if answer.stall_s:
+            self._run.note("model", "stalls", for_s=round(answer.stall_s, 6))
+            gevent.sleep(answer.stall_s)
+        if answer.fault == "cut":
+            self._run.figures.model_errors["cut"] += 1
+            raise ModelError("the provider's answer broke off", retryable=True)
+
+    # -- drawing -----------------------------------------------------------------------------------
+
+    def _place(self, request: ModelRequest) -> tuple[int, int]:
+        if request.purpose != "turn":
+            self._others += 1
+            return 0, self._others
+        messages = request.messages
+        for place in range(len(messages) - 1, -1, -1):
+            if messages[place]["role"] == "user":
+                act = act_of(messages[place]["content"])
+                return (act, len(messages) - place) if act else (0, request.turn_id)
+        return 0, request.turn_id
+
+    def _draw(self, act: int, place: int, attempt: int, request: ModelRequest) -> Answer:
+        rng, profile, rates = self._streams(act, place, attempt), self._profile, self._rates
+        limited, error, empty, cut, stall, tool, jitter = [rng.random() for _ in range(7)]
+        calm = self._run.healing
+        fault = ""
+        if not calm:
+            for name, chance, rate in (
+                ("limited", limited, rates.limited),
+                ("error", error, rates.errors),
+                ("empty", empty, rates.empty),
+                ("cut", cut, rates.cuts),
+            ):
+                if chance < rate:
+                    fault = name
+                    break
+        tokens = max(1.0, profile.tokens_out.draw(rng))
+        speed = profile.tokens_per_s.draw(rng)
+        return Answer(
+            fault,
+            profile.retry_after_s.draw(rng),
+            profile.first_token_s.draw(rng),
+            tokens / speed if speed > 0.0 else 0.0,
+            profile.stall_s.draw(rng) if stall < rates.stalls and not calm else 0.0,
+            bool(request.tools) and tool < rates.tool_calls and not calm,
+            f"c{act}.{place}",
+            self._text(act, place, tokens, request),
+            jitter,
+        )
+
+    def _text(self, act: int, place: int, tokens: float, request: ModelRequest) -> str:
+        if request.purpose == "compact":
+            return plain_summary(request.messages)
+        if request.purpose == "title":
+            return plain_title(request.messages)
+        return filled(f"{FIRST}{act}.{place}", int(tokens) * TOKEN_CHARS)
+
+
+class Toolbox:
+    """The tools of a simulated host: one, which takes its time and may fail."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._streams = Streams("tools", run.seed)
+
+    def work(self, call: ToolContext) -> str:
+        """Do some work."""
+        run, tools = self._run, self._run.workload.tools
+        run.figures.tool_calls += 1
+        if run.telling:
+            run.note("tool", "works", turn=call.turn_id, call=call.call_id)
+        act, _, place = call.call_id[1:].partition(".")
+        rng = self._streams(int(act), int(place)) if place.isdigit() and act.isdigit() else self._streams(0)
+        fails, seconds, chars = rng.random(), tools.seconds.draw(rng), tools.chars.draw(rng)
+        if seconds:
+            gevent.sleep(seconds)
+        if fails < run.plan.rates.tool_failures and not run.healing:
+            raise ValueError("the work failed")
+        return filled("worked", int(chars))
