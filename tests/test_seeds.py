@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reliability.eventorder import EventOrder
 from reliability.seeds import SPAN, live, run
 
 from actors.conversation import ConversationActor
 from actors.events import Done, Lagged, TextDelta, TextEnd, TextStart, ToolCallsStart, ToolResult
 from palaver import ToolCall, TurnResult
+from palaver.simulation.checks.eventorder import EventOrder
 
 NUMBERS = (1, 2, 3, 4, 5)
 DIGESTS = f"""

@@ -23,8 +23,8 @@ from palaver import (
     StorageError,
     Ticket,
 )
+from palaver.simulation.checks.ledger import Broken, Message
 from reliability.cast import wait
-from reliability.ledger import Message, Violation
 
 if TYPE_CHECKING:
     from reliability.world import World
@@ -104,7 +104,7 @@ class Caller:
         self._world.note(self.name, f"{what} {self._cid}")
         try:
             outcome = self._outcome(what)
-        except (RuntimeClosed, Violation) as error:
+        except (RuntimeClosed, Broken) as error:
             self._world.note(self.name, f"{what}: {error!r}")
             return False
         self._world.note(self.name, f"{what}: {outcome}")
@@ -114,7 +114,7 @@ class Caller:
     def _outcome(self, what: str) -> object:
         try:
             return getattr(self, f"_{what}")()
-        except (RuntimeClosed, Violation, GreenletExit):
+        except (RuntimeClosed, Broken, GreenletExit):
             raise
         except BaseException as error:
             self._check_expected(what, error)

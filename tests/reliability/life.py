@@ -13,15 +13,15 @@ from gevent.event import Event as Signal
 from sqlite_utils import Database
 
 from palaver import AgentConfig, ConversationInfo, Event, Lagged, Runtime, StorageError
+from palaver.simulation.checks.disk import Disk, FaultyCommitter
+from palaver.simulation.checks.eventorder import EventOrder
+from palaver.simulation.checks.rest import heal, unended
+from palaver.simulation.checks.stored import left_in_order
+from palaver.simulation.checks.watch import Left, Watch
 from palaver.simulation.loop import EPOCH, VirtualClock, VirtualLoop
 from persistence.inline import InlineWorker
 from persistence.sources import seeded_sources
 from reliability.cast import AGENTS, FIRST, SCOPES, Tools, WorldModel, wait
-from reliability.eventorder import EventOrder
-from reliability.mishaps import Disk, FaultyCommitter
-from reliability.rest import heal, unended
-from reliability.stored import left_in_order
-from reliability.watch import Left, Watch
 
 if TYPE_CHECKING:
     from reliability.world import World
@@ -83,6 +83,8 @@ class Life:
             self._shut_down(rt)
         else:
             assert self._worker is not None
+            world.disk.full, world.healing = False, True
+            world.note("world", "heals")
             heal(world, rt, self._worker)
             self._check_nothing_left()
             world.note("world", "rests")

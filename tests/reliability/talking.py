@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from palaver import Done, KeyReused, PalaverError, Ticket
+from palaver.simulation.checks.eventorder import EventOrder
+from palaver.simulation.checks.ledger import UNKNOWN, Message
 from reliability.caller import Caller
 from reliability.cast import FIRST
-from reliability.eventorder import EventOrder
-from reliability.ledger import UNKNOWN, Message
 
 
 class Talking(Caller):

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from palaver import Limits
+from palaver.simulation.checks.disk import Disk
+from palaver.simulation.checks.ledger import Broken, Ledger, Message
+from palaver.simulation.checks.watch import Watch
 from palaver.simulation.loop import VirtualLoop, run_on
 from reliability.callers import Sender
 from reliability.cast import AGENTS
-from reliability.ledger import Ledger, Message, Violation
 from reliability.life import Life
-from reliability.mishaps import Disk, Rates
-from reliability.watch import Watch
+from reliability.mishaps import Rates
 
 FAULTS = ("time", "time", "before", "after", "after", "shutdown", "ioerr")
 LAST_EVENTS = 40
@@ -122,7 +123,7 @@ class World:
         return Life(self, self._loop, fault)
 
     def _report(self, error: Exception) -> str:
-        what = str(error) if isinstance(error, Violation) else f"G13: {error!r}"
+        what = str(error) if isinstance(error, Broken) else f"G13: {error!r}"
         events = [f"  {at:12.6f}  {who:6} {text}" for at, who, text in self.trace[-LAST_EVENTS:]]
         where = f"in world {self.number}, life {self.ledger.life}, at {self.now:.6f} virtual seconds, after"
         again = f"again: python tests/reliability --part seeds 1 {self.number}"

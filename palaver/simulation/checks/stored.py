@@ -1,14 +1,13 @@
-"""What the file of a simulated world holds, and whether that is what its callers were told."""
+"""What the file of a simulated run holds, and whether that is what its callers were told."""
 
 from __future__ import annotations
 
 from attrs import define, frozen
 from sqlite_utils import Database
 
-from palaver import HistoryEntry, TurnResult
+from palaver.simulation.checks.ledger import UNKNOWN, Broken, Ledger, Message
 from persistence.codec import decode_entry, decode_result
-from persistence.records import TERMINAL_STATES
-from reliability.ledger import UNKNOWN, Ledger, Message, Violation
+from persistence.records import TERMINAL_STATES, HistoryEntry, TurnResult
 
 
 @frozen
@@ -95,9 +94,9 @@ def compare(ledger: Ledger, stored: Stored) -> None:
     for turn in stored.turns:
         turns.setdefault(turn.content, []).append(turn)
         if turn.state not in TERMINAL_STATES:
-            raise Violation(2, f"{turn} has no end")
+            raise Broken(2, f"{turn} has no end")
         if turn.content not in ledger.messages:
-            raise Violation(2, f"{turn} is a message that nobody sent")
+            raise Broken(2, f"{turn} is a message that nobody sent")
     for steer in stored.steers:
         steers.setdefault(steer.content, []).append(steer)
     said = _places(stored)
@@ -110,7 +109,7 @@ def compare(ledger: Ledger, stored: Stored) -> None:
     _compare_memory(ledger, stored)
     for handle, sure in ledger.deleted.items():
         if sure and handle in stored.entries:
-            raise Violation(2, f"the deleted session {handle} is there again")
+            raise Broken(2, f"the deleted session {handle} is there again")
 
 
 Places = dict[str, list[tuple[str, int, int]]]  # content -> (handle, turn, place) of the user entries with it
@@ -138,30 +137,30 @@ def _compare_message(
     rows: list[TurnIn | SteerIn] = [*own, *steered]
     guarantee = 7 if message.steers else 4 if message.key else 2
     if rows and (not handles or message.refused):
-        raise Violation(2, f"{what} was {'refused' if handles else 'of a tmp chat'}, and is stored: {rows}")
+        raise Broken(2, f"{what} was {'refused' if handles else 'of a tmp chat'}, and is stored: {rows}")
     if len(own) > 1 or len(steered) > 1:
-        raise Violation(guarantee, f"{what} is stored twice: {rows}")
+        raise Broken(guarantee, f"{what} is stored twice: {rows}")
     if not rows:
         gone = not handles or any(handle in (*ledger.deleted, UNKNOWN) for handle in handles)
         if message.accepted and not gone:
-            raise Violation(1, f"{what} was acknowledged, and is not stored")
+            raise Broken(1, f"{what} was acknowledged, and is not stored")
         return
     if UNKNOWN not in handles and any(row.handle not in handles for row in rows):
-        raise Violation(2, f"{what} was sent to {handles}, and is in another session: {rows}")
+        raise Broken(2, f"{what} was sent to {handles}, and is in another session: {rows}")
     turn = own[0] if own else by_id.get(steered[0].applied_turn or 0)
     if turn is None or (steered and steered[0].applied_turn != turn.id):
-        raise Violation(7, f"{what} was applied to no turn, or to two: {rows}")
+        raise Broken(7, f"{what} was applied to no turn, or to two: {rows}")
     if message.told not in (None, turn.result):
-        raise Violation(2, f"{what} was told {message.told}, stored is {turn}")
+        raise Broken(2, f"{what} was told {message.told}, stored is {turn}")
     if own and not message.steers and message.turn_id not in (0, turn.id):
-        raise Violation(11, f"{what} was accepted as turn {message.turn_id}, stored is {turn}")
+        raise Broken(11, f"{what} was accepted as turn {message.turn_id}, stored is {turn}")
     if what in ledger.given_up and turn.state != "failed":
-        raise Violation(2, f"{what} was given up at an opening, stored is {turn}")
+        raise Broken(2, f"{what} was given up at an opening, stored is {turn}")
     places = said.get(what, [])
     if len(places) > 1 or any(place[:2] != (turn.handle, turn.id) for place in places):
-        raise Violation(guarantee, f"{what} of {turn} is in the history at {places}")
+        raise Broken(guarantee, f"{what} of {turn} is in the history at {places}")
     if not places and (turn.state == "done" or not (own or _unstored(turn))):
-        raise Violation(guarantee, f"{what} of {turn} is not in the history")
+        raise Broken(guarantee, f"{what} of {turn} is not in the history")
 
 
 def _unstored(turn: TurnIn) -> bool:
@@ -178,7 +177,7 @@ def _compare_order(ledger: Ledger, said: Places) -> None:
             lane = (handle, message.by, message.lane)
             before, what = last.get(lane, (-1, ""))
             if before > place and not (message.steers and {handle, UNKNOWN} & ledger.interrupted.keys()):
-                raise Violation(5, f"{message.content} was sent after {what}, and ran before it")
+                raise Broken(5, f"{message.content} was sent after {what}, and ran before it")
             last[lane] = (place, message.content)
 
 
@@ -191,15 +190,15 @@ def _compare_answers(stored: Stored) -> None:
         if turn.result is not None and turn.result.stop_reason == "text_response":
             entry = last.get(turn.id)
             if entry is None or (entry.role, entry.content) != ("assistant", turn.result.text):
-                raise Violation(3, f"the last entry of {turn} is {entry}")
+                raise Broken(3, f"the last entry of {turn} is {entry}")
 
 
 def _compare_memory(ledger: Ledger, stored: Stored) -> None:
     for (agent, scope, name), may_be in ledger.notes.items():
         content = stored.notes.get((agent, scope, "note", name))
         if content not in may_be:
-            raise Violation(1, f"the note {name!r} of {agent}/{scope} is {content!r}, not {may_be}")
+            raise Broken(1, f"the note {name!r} of {agent}/{scope} is {content!r}, not {may_be}")
     for (agent, scope, name), summary in ledger.archives.items():
         content = stored.notes.get((agent, scope, "archive", name))
         if content != summary:
-            raise Violation(9, f"the archive {name!r} holds {content!r}, not {summary!r}")
+            raise Broken(9, f"the archive {name!r} holds {content!r}, not {summary!r}")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from attrs import define, field
 
-from palaver import CompactionSkipped, Event, ModelRequest, Runtime
-from reliability.eventorder import EventOrder
-from reliability.ledger import UNKNOWN, Ledger
+from actors.events import CompactionSkipped, Event
+from actors.models.base import ModelRequest
+from palaver.runtime import Runtime
+from palaver.simulation.checks.eventorder import EventOrder
+from palaver.simulation.checks.ledger import UNKNOWN, Ledger
 
 Left = list[tuple[str, int, str]]  # (handle, turn id, content) of messages without an end
 Name = tuple[str, str, str | None]  # agent, sender, topic
+LOOKED_AT = 16
+
 Where = str | int  # a session's handle, or the id of a tmp chat
 
 
@@ -33,6 +37,7 @@ class Watch:
     _begun: dict[int, bool] = field(factory=dict)
     _left: dict[str, list[int]] = field(factory=dict)  # by handle: the turns that are to run first, in order
     _reached: dict[str, int] = field(factory=dict)
+    _look_in: int = 0  # turns that begin
 
     def expect(self, left: Left) -> None:
         """These were left behind; they run before all else, in this order. Ids that are not among them and
@@ -71,7 +76,10 @@ class Watch:
     def begins(self, request: ModelRequest) -> bool:
         """Whether a turn asks its model for the first time in this life; it must be its turn."""
         cid, turn_id = request.conversation_id, request.turn_id
-        self.look()
+        self._look_in -= 1
+        if self._look_in <= 0:  # at each turn where few are live, and at as many a turn where many are
+            self.look()
+            self._look_in = self.rt.conversation_count() // LOOKED_AT
         if cid in self.closed:
             self.ledger.fail(8, f"turn {turn_id} runs in {cid}, which was closed")
         handle = self.handle_of(cid)

@@ -1,4 +1,4 @@
-"""The conservation ledger of a simulated world: what its callers were told, once and for all."""
+"""The conservation ledger of a simulated run: what its callers were told, once and for all."""
 
 from __future__ import annotations
 
@@ -6,17 +6,10 @@ from collections.abc import Callable
 
 from attrs import define, field
 
-from palaver import (
-    ConversationParked,
-    HandlerFailed,
-    PalaverError,
-    ResultTimeout,
-    RuntimeClosed,
-    StorageError,
-    Ticket,
-    TurnResult,
-)
-from persistence.records import STATE_OF_STOP
+from actors.errors import ConversationParked, HandlerFailed, ResultTimeout, RuntimeClosed
+from actors.ticket import Ticket
+from persistence.errors import PalaverError, StorageError
+from persistence.records import STATE_OF_STOP, TurnResult
 
 # Errors after which the message may be stored all the same.
 OPEN = (ConversationParked, HandlerFailed, ResultTimeout, RuntimeClosed, StorageError)
@@ -25,11 +18,13 @@ OPEN = (ConversationParked, HandlerFailed, ResultTimeout, RuntimeClosed, Storage
 UNKNOWN = "?"  # in place of a session's handle
 
 
-class Violation(AssertionError):
+class Broken(AssertionError):
     """A guarantee does not hold."""
 
     def __init__(self, guarantee: int, what: str) -> None:
         super().__init__(f"G{guarantee}: {what}")
+        self.guarantee = guarantee
+        self.what = what
 
 
 @define(eq=False)
@@ -71,9 +66,11 @@ class Ledger:
     given_up: dict[str, bool] = field(factory=dict)  # contents
     frozen: bool = False
     life: int = 0
-    broken: Violation | None = None
+    broken: Broken | None = None
     stop: Callable[[], object] = lambda: None
     _ids: dict[int, Message] = field(factory=dict)
+    _lately: dict[str, Message] = field(factory=dict)  # handed over in this life
+    _within: dict[int, list[Message]] = field(factory=dict)  # conversation -> those with a ticket of it
 
     def require(self, fact: object, guarantee: int, what: str) -> None:
         """Unless the fact holds, note the first violation, whoever swallows the exception, and `stop`."""
@@ -83,7 +80,7 @@ class Ledger:
     def fail(self, guarantee: int, what: str) -> None:
         """A guarantee does not hold; after the end of a process, that means nothing."""
         if not self.frozen:
-            self.broken = self.broken or Violation(guarantee, what)
+            self.broken = self.broken or Broken(guarantee, what)
             self.stop()
             raise self.broken
 
@@ -92,7 +89,7 @@ class Ledger:
     def sent(self, message: Message, handle: str | None) -> Message:
         """A message is handed over, perhaps again; `handle` is None in a tmp chat."""
         if not self.frozen:
-            self.messages[message.content] = message
+            self.messages[message.content] = self._lately[message.content] = message
             message.tries += 1
             message.life = self.life
             if handle is not None and handle not in message.handles:
@@ -106,6 +103,7 @@ class Ledger:
         message.accepted, message.refused = True, False
         if ticket is not None:
             message.ticket = ticket
+            self._within.setdefault(ticket.conversation_id, []).append(message)
             if not message.steers or ticket.state == "queued":  # a steer takes its turn's id on
                 self._own(message, ticket.turn_id)
 
@@ -162,15 +160,17 @@ class Ledger:
         """A new process; `stop` is called when something is wrong in it."""
         self.frozen, self.stop = False, stop
         self.life += 1
-        for message in self.messages.values():
+        for message in self._lately.values():
             message.ticket = None
+        self._lately.clear()
+        self._within.clear()
         self._ids = {turn_id: m for turn_id, m in self._ids.items() if m.handles}
 
     def of_this_life(self) -> list[Message]:
         """What was handed over in this process."""
-        return [message for message in self.messages.values() if message.life == self.life]
+        return [*self._lately.values()]
 
     def unended(self, cid: int) -> list[str]:
         """Acknowledged messages of a conversation whose tickets have no end yet."""
-        tickets = [m.ticket for m in self.of_this_life() if m.accepted and m.ticket is not None]
-        return [t.content for t in tickets if t.conversation_id == cid and not t.done]
+        tickets = [message.ticket for message in self._within.pop(cid, ()) if message.accepted]
+        return [t.content for t in tickets if t is not None and t.conversation_id == cid and not t.done]
