@@ -1,1 +1,1 @@
-"""What Palaver costs, beside what it is compared with. Each module runs: `python -m benchmarks.actors`."""
+"""What Palaver costs, beside what it is compared with: `python -m benchmarks` measures all of it at once."""

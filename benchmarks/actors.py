@@ -1,11 +1,4 @@
-"""Actors beside pykka's: round trips, tells, starts, size, and stopping one of many.
-
-    python -m benchmarks.actors [--quick] [--json]
-
-Four systems, each in a process of its own, measured in turns: `ours`; `floor`, a hand-written actor that does
-the least that can be done on gevent and nothing for safety; pykka's ThreadingActor on `threads`; and the same
-`patched` by gevent. The figures to compare are the ratios.
-"""
+"""Actors beside pykka's, a raw gevent queue, and a hand-written floor."""
 
 from __future__ import annotations
 
@@ -17,15 +10,20 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 from attrs import asdict, frozen
 
-from benchmarks.report import Goal, Series, as_json, in_turns, number, ratio, setting, table
+from benchmarks.report import Curve, Goal, Part, Row, Series, Tell, in_turns, ratio
+from benchmarks.showing import setting
 
-SYSTEMS = ("ours", "floor", "threads", "patched")
+ABOUT = """A handler that does nothing; one process a system, one core. `floor` is a hand-written actor: it
+does the least that can be done on gevent and nothing for safety: a deque, and a raw greenlet from a pool
+that drains it. `queue` is a greenlet that reads a gevent queue for good. `threads` is pykka's
+ThreadingActor, `patched` the same patched by gevent."""
+SYSTEMS = ("ours", "floor", "queue", "threads", "patched")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -39,7 +37,7 @@ class Sizes:
     asks_each: int = 20
     tells: int = 100_000
     alive: int = 100_000
-    alive_of_pykka: int = 3_000
+    alive_of_others: int = 3_000
     starts: int = 20_000
     stops: int = 50
     rounds: int = 5
@@ -51,7 +49,7 @@ QUICK = Sizes(
     callers=200,
     tells=20_000,
     alive=20_000,
-    alive_of_pykka=1_000,
+    alive_of_others=1_000,
     starts=5_000,
     rounds=3,
 )
@@ -157,6 +155,50 @@ def floor_actor() -> Any:
     return Floor
 
 
+def queue_actor() -> Any:
+    """A gevent queue, and a greenlet of its own that reads it."""
+    import gevent
+    from gevent.event import AsyncResult
+    from gevent.queue import SimpleQueue
+
+    class Queued:
+        __slots__ = ("greenlet", "queue")
+
+        def __init__(self) -> None:
+            self.queue = SimpleQueue()
+            self.greenlet = gevent.spawn(self.work)
+
+        @classmethod
+        def start(cls) -> Queued:
+            return cls()
+
+        def on_receive(self, message: Any) -> Any:
+            return message
+
+        def ask(self, message: Any) -> Any:
+            reply = AsyncResult()
+            self.queue.put((message, reply))
+            return reply.get()
+
+        def tell(self, message: Any) -> None:
+            self.queue.put((message, None))
+
+        def work(self) -> None:
+            get = self.queue.get
+            while letter := get():
+                message, reply = letter
+                answer = self.on_receive(message)
+                if reply is not None:
+                    reply.set(answer)
+
+        def stop(self, block: bool = True) -> None:
+            self.queue.put(None)
+            if block:
+                self.greenlet.join()
+
+    return Queued
+
+
 def prepare(system: str) -> tuple[Any, Callable[[Callers], None]]:
     """The system's actor class, and how to run many callers at once."""
     if system in ("threads", "patched"):
@@ -166,7 +208,8 @@ def prepare(system: str) -> tuple[Any, Callable[[Callers], None]]:
     def at_once(callers: Callers) -> None:
         gevent.joinall([gevent.spawn(caller) for caller in callers])
 
-    return (our_actor() if system == "ours" else floor_actor()), at_once
+    actors = {"ours": our_actor, "floor": floor_actor, "queue": queue_actor}
+    return actors[system](), at_once
 
 
 class Measures:
@@ -176,7 +219,8 @@ class Measures:
         self.actor_class, self.at_once = prepare(system)
         self.sizes = sizes
         self.threads, self.floor = system == "threads", system == "floor"
-        self.alive = sizes.alive if system in ("ours", "floor") else sizes.alive_of_pykka
+        self.light = system in ("ours", "floor")
+        self.alive = sizes.alive if self.light else sizes.alive_of_others
 
     def ask(self, **options: Any) -> float:
         """Round trips a second, one caller and one actor."""
@@ -190,8 +234,8 @@ class Measures:
             return count / (time.perf_counter() - begin)
 
     def ask_timeout(self) -> float:
-        """The same with a timeout on each (which the floor does not have)."""
-        return self.ask() if self.floor else self.ask(timeout=60)
+        """The same with a timeout on each."""
+        return self.ask(timeout=60)
 
     def many(self) -> float:
         """Round trips a second, each of many callers with an actor of its own."""
@@ -221,10 +265,10 @@ class Measures:
             ref.ask(None)
             return count / (time.perf_counter() - begin)
 
-    def start(self) -> float:
-        """Starts a second while many actors are alive."""
-        count = self.sizes.starts if self.alive > self.sizes.alive_of_pykka else 500
-        with self.started(self.alive):
+    def start(self, alive: str = "") -> float:
+        """Starts a second while so many actors are alive."""
+        count = self.sizes.starts if self.light else 500
+        with self.started(int(alive or self.alive)):
             start = self.actor_class.start
             begin = time.perf_counter()
             refs = [start() for _ in range(count)]
@@ -234,7 +278,7 @@ class Measures:
 
     def size(self) -> float:
         """Bytes of resident memory per idle actor that has answered once."""
-        count = self.alive if self.alive > self.sizes.alive_of_pykka else 1_000
+        count = self.alive if self.light else 1_000
         with self.started(100) as warm:
             for ref in warm:
                 ref.ask(0)
@@ -246,17 +290,10 @@ class Measures:
                 gc.collect()
                 return (resident() - before) / count
 
-    def stop_few(self) -> float:
-        """Microseconds to stop one of 100."""
-        return self._stop(100)
-
-    def stop_many(self) -> float:
-        """Microseconds to stop one of many."""
-        return self._stop(self.alive)
-
-    def _stop(self, alive: int) -> float:
+    def stop(self, alive: str = "") -> float:
+        """Microseconds to stop one of so many, or of as many as are alive otherwise."""
         stops = self.sizes.stops
-        with self.started(alive) as refs:
+        with self.started(int(alive or self.alive)) as refs:
             # pykka looks through a list: one in its middle is the fair one to stop
             middle = len(refs) // 2
             doomed = refs[middle - stops // 2 : middle + stops // 2]
@@ -293,10 +330,11 @@ def resident() -> int:
 
 
 def serve(system: str, sizes: Sizes) -> None:
-    """The child: read a measure's name, write its figure, until there are no more."""
+    """The child: read a measure's name and argument, write its figure, until there are no more."""
     measures = Measures(system, sizes)
     for line in sys.stdin:
-        print(getattr(measures, line.strip())(), flush=True)
+        name, *rest = line.split()
+        print(getattr(measures, name)(*rest), flush=True)
     os._exit(0)  # the threads of a stock actor would be waited for
 
 
@@ -327,36 +365,54 @@ class Child:
         self._process.communicate()
 
 
+ALL = frozenset(SYSTEMS)
 ROWS = {
-    "ask": "asks/s, one to one",
-    "ask_timeout": "asks/s, each with a timeout",
-    "many": "asks/s, {callers:,} callers to {callers:,} actors",
-    "tell": "tells/s",
-    "start": "starts/s at {alive:,} alive (pykka: {alive_of_pykka:,})",
-    "size": "bytes per idle actor",
-    "stop_few": "µs to stop one of 100",
-    "stop_many": "µs to stop one of {alive:,} (pykka: {alive_of_pykka:,})",
+    "ask": ("asks/s, one to one", ALL),
+    "ask_timeout": ("asks/s, each with a timeout", ALL - {"floor", "queue"}),  # which have none
+    "many": ("asks/s, {callers:,} callers to {callers:,} actors", ALL),
+    "tell": ("tells/s", ALL),
+    "start": ("starts/s at {alive:,} alive (queue, pykka: {alive_of_others:,})", ALL - {"threads"}),
+    "size": ("bytes per idle actor", ALL),
 }
-SKIPPED = {("start", "threads"), ("stop_many", "threads"), ("stop_few", "floor"), ("stop_many", "floor")}
+STOPPED = {
+    "ours": ("100", "1000", "10000", "100000"),
+    "queue": ("100", "1000"),
+    "patched": ("100", "1000", "3000"),
+}
 
 
-def measure_all(sizes: Sizes, quick: bool) -> dict[str, dict[str, Series]]:
-    children = {system: Child(system, quick) for system in SYSTEMS}
-    try:
-        return {
-            row: in_turns(
-                {
-                    system: partial(_one, child, row, system, quick)
-                    for system, child in children.items()
-                    if (row, system) not in SKIPPED
-                },
-                sizes.rounds,
-            )
-            for row in ROWS
+def measure_all(
+    children: Mapping[str, Child], sizes: Sizes, quick: bool, tell: Tell
+) -> dict[str, dict[str, Series]]:
+    found = {}
+    for row, (_, systems) in ROWS.items():
+        measures = {
+            system: partial(_one, child, row, system, quick)
+            for system, child in children.items()
+            if system in systems
         }
-    finally:
-        for child in children.values():
-            child.close()
+        found[row] = in_turns(measures, sizes.rounds, _named(row, tell))
+    return found
+
+
+def _named(row: str, tell: Tell) -> Tell:
+    return lambda words: tell(f"{row}: {words}")
+
+
+def stops(children: Mapping[str, Child], sizes: Sizes, tell: Tell) -> Curve:
+    """What it takes to stop one of many; pykka's registry is a list that is looked through."""
+    measures = {
+        (system, alive): partial(children[system].measure, f"stop {alive}")
+        for system, numbers in STOPPED.items()
+        for alive in numbers
+        if int(alive) <= sizes.alive
+    }
+    named = {f"{system} {alive}": measure for (system, alive), measure in measures.items()}
+    found = in_turns(named, sizes.rounds, _named("stop", tell))
+    lines: dict[str, dict[float, Series]] = {}
+    for (system, alive), series in zip(measures, found.values(), strict=True):
+        lines.setdefault(system, {})[float(alive)] = series
+    return Curve("µs to stop one", "actors alive", lines)
 
 
 def _one(child: Child, row: str, system: str, quick: bool) -> float:
@@ -369,7 +425,7 @@ def _one(child: Child, row: str, system: str, quick: bool) -> float:
         fresh.close()
 
 
-def goals(figures: dict[str, dict[str, Series]]) -> list[Goal]:
+def goals(figures: dict[str, dict[str, Series]], stopping: Curve) -> list[Goal]:
     """What is to be reached."""
     ask, many, tell = figures["ask"], figures["many"], figures["tell"]
     return [
@@ -380,43 +436,27 @@ def goals(figures: dict[str, dict[str, Series]]) -> list[Goal]:
         Goal("tell, over the floor", ratio(tell["ours"], tell["floor"]), 0.5),
         Goal("starts/s", figures["start"]["ours"].median, 150_000),
         Goal("bytes per idle actor", figures["size"]["ours"].median, 1_500, at_most=True),
-        Goal(
-            "stop one of many, over one of 100",
-            ratio(figures["stop_many"]["ours"], figures["stop_few"]["ours"]),
-            1.3,
-            at_most=True,
-        ),
+        Goal("stop one of many, over one of 100", stopping.growth("ours"), 1.3, at_most=True),
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer rounds; a few seconds")
-    parser.add_argument("--json", action="store_true", help="figures for a program")
-    parser.add_argument("--child", choices=SYSTEMS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    sizes = QUICK if arguments.quick else Sizes()
-    if arguments.child:
-        serve(arguments.child, sizes)
-    figures = measure_all(sizes, arguments.quick)
+def run(quick: bool, tell: Tell) -> Part:
+    sizes = QUICK if quick else Sizes()
+    children = {system: Child(system, quick) for system in SYSTEMS}
+    try:
+        figures = measure_all(children, sizes, quick, tell)
+        stopping = stops(children, sizes, tell)
+    finally:
+        for child in children.values():
+            child.close()
+    rows = [Row(ROWS[row][0].format(**asdict(sizes)), systems) for row, systems in figures.items()]
     where = setting("pykka", "gevent", "greenlet")
-    reached = goals(figures)
-    if arguments.json:
-        print(as_json(where, figures, reached))
-        return
-    print(f"{where}; medians of {sizes.rounds} rounds in turns, ± half the range\n")
-    rows = [
-        [
-            ROWS[row].format(**asdict(sizes)),
-            *(str(systems[s]) if s in systems else "-" for s in SYSTEMS),
-            number(ratio(systems["ours"], systems["floor"])) if "floor" in systems else "-",
-        ]
-        for row, systems in figures.items()
-    ]
-    print(table(["", *SYSTEMS, "ours/floor"], rows))
-    print()
-    print(table(["to reach", "ours", "bound", ""], [goal.row() for goal in reached]))
+    return Part("actors", ABOUT, rows, [stopping], goals(figures, stopping), setting=where)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--child", choices=SYSTEMS, required=True)
+    parser.add_argument("--quick", action="store_true")
+    given = parser.parse_args()
+    serve(given.child, QUICK if given.quick else Sizes())

@@ -1,10 +1,4 @@
-"""What the journal costs: the durable-turns load with it, and without it, in turns.
-
-    python -m benchmarks.journal [--quick] [--json]
-
-Without it, an accepted message is not stored before its turn begins, no turn has a row, and a crash loses
-what was accepted; history is stored just the same, by one commit at the end of each turn.
-"""
+"""What the journal costs: the durable-turns load with it, and without it."""
 
 from __future__ import annotations
 
@@ -12,22 +6,25 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import argparse  # noqa: E402  # gevent patches first
-import os  # noqa: E402
-from collections.abc import Callable, Iterator, Sequence  # noqa: E402
+from collections.abc import Callable, Iterator, Sequence  # noqa: E402  # gevent patches first
 from contextlib import contextmanager  # noqa: E402
+from functools import partial  # noqa: E402
 from typing import Any  # noqa: E402
 
 from actors import conversation  # noqa: E402
 from actors.journal import Journal  # noqa: E402
 from actors.ticket import Ticket  # noqa: E402
-from benchmarks.report import Goal, Series, as_json, ratio, setting, table  # noqa: E402
-from benchmarks.turns import Load, ours  # noqa: E402
+from benchmarks.report import Goal, Part, Row, Tell, in_turns, ratio  # noqa: E402
+from benchmarks.showing import setting  # noqa: E402
+from benchmarks.turns import HUNDRED, ONE, THOUSAND, Load, ours  # noqa: E402
 from persistence.records import HistoryEntry, TurnResult, TurnState  # noqa: E402
 from persistence.writes import NewEvent, WriteSet  # noqa: E402
 
+ABOUT = """Durable turns with the journal and without it. Without it, an accepted message is not stored
+before its turn begins, no turn has a row, and a crash loses what was accepted; history is stored just the
+same, by one commit at the end of each turn."""
 MOST_LOST = 0.25
-LOADS = (Load(1, 200), Load(100, 20), Load(1_000, 10))
+LOADS = (ONE, HUNDRED, THOUSAND)
 
 
 class NoJournal(Journal):
@@ -71,47 +68,28 @@ class NoJournal(Journal):
 @contextmanager
 def without_journal() -> Iterator[None]:
     """Conversations that are opened within have no journal."""
-    conversation.Journal = NoJournal  # type: ignore[misc]
+    vars(conversation)["Journal"] = NoJournal
     try:
         yield
     finally:
-        conversation.Journal = Journal  # type: ignore[misc]
+        vars(conversation)["Journal"] = Journal
 
 
-def measure(rounds: int) -> dict[str, tuple[Series, Series]]:
-    """For each load, turns/s with the journal and without it, in turns."""
-    with_it: dict[str, list[float]] = {load.name: [] for load in LOADS}
-    without: dict[str, list[float]] = {load.name: [] for load in LOADS}
-    for _ in range(rounds):
-        for load in LOADS:
-            with_it[load.name].append(ours(load).turns_per_s)
-            with without_journal():
-                without[load.name].append(ours(load).turns_per_s)
-    return {name: (Series(tuple(with_it[name])), Series(tuple(without[name]))) for name in with_it}
+def _with(load: Load) -> float:
+    return ours(load).turns_per_s
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="three rounds instead of seven")
-    parser.add_argument("--json", action="store_true", help="figures for a program")
-    arguments = parser.parse_args()
-    rounds = 3 if arguments.quick else 7
-    measured = measure(rounds)
-    where = setting("gevent", "sqlite-utils")
+def run(quick: bool, tell: Tell) -> Part:
+    def without(load: Load) -> float:
+        with without_journal():
+            return ours(load).turns_per_s
+
+    rows = []
+    for load in [HUNDRED] if quick else LOADS:
+        measures = {"ours": partial(_with, load), "no journal": partial(without, load)}
+        rows.append(Row(f"turns/s, {load.name}", in_turns(measures, 3 if quick else 5, tell)))
     goals = [
-        Goal(f"{name}, with the journal over without", ratio(*pair), 1 - MOST_LOST)
-        for name, pair in measured.items()
+        Goal(f"{row.what}, over the same without the journal", ratio(*row.systems.values()), 1 - MOST_LOST)
+        for row in rows
     ]
-    if arguments.json:
-        rows = {name: {"with": pair[0], "without": pair[1]} for name, pair in measured.items()}
-        print(as_json(where, rows, goals))
-        return
-    print(f"{where}, {os.cpu_count()} cores; medians of {rounds} rounds in turns, ± half the range\n")
-    rows = [[name, str(pair[0]), str(pair[1])] for name, pair in measured.items()]
-    print(table(["senders x turns", "turns/s with the journal", "without"], rows))
-    print()
-    print(table(["to reach", "ours", "bound", ""], [goal.row() for goal in goals]))
-
-
-if __name__ == "__main__":
-    main()
+    return Part("journal", ABOUT, rows, goals=goals, setting=setting("gevent", "sqlite-utils"))

@@ -1,15 +1,15 @@
-"""Series of measurements taken in turns, their medians, spreads and ratios, and tables of them."""
+"""The one shape of results: series of figures, rows and curves of them, and goals."""
 
 from __future__ import annotations
 
-import json
-import platform
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
+
+Tell = Callable[[str], None]
 
 
 @frozen
@@ -28,10 +28,66 @@ class Series:
         return (max(self.values) - min(self.values)) / 2 / self.median if self.median else 0.0
 
     def __str__(self) -> str:
-        return f"{number(self.median)} ±{self.spread:.0%}"
+        shown = number(self.median)
+        return f"{shown} ±{self.spread:.0%}" if len(self.values) > 1 else shown
 
     def as_json(self) -> dict[str, Any]:
-        return {"median": self.median, "low": min(self.values), "high": max(self.values)}
+        return {"median": self.median, "values": list(self.values)}
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Series:
+        return cls(tuple(body["values"]))
+
+
+@frozen
+class Row:
+    """One measure: what it is, its unit in the words, and its series by system, ours first."""
+
+    what: str
+    systems: Mapping[str, Series]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"what": self.what, "systems": {name: each.as_json() for name, each in self.systems.items()}}
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Row:
+        return cls(body["what"], {name: Series.from_json(each) for name, each in body["systems"].items()})
+
+
+Line = Mapping[float, Series]
+
+
+@frozen
+class Curve:
+    """How a measure grows: for each system a line of series by size."""
+
+    what: str
+    against: str
+    lines: Mapping[str, Line]
+
+    @property
+    def sizes(self) -> list[float]:
+        return sorted({size for line in self.lines.values() for size in line})
+
+    def growth(self, system: str) -> float:
+        """The figure at the largest size over that at the smallest."""
+        line = self.lines[system]
+        return ratio(line[max(line)], line[min(line)])
+
+    def as_json(self) -> dict[str, Any]:
+        lines = {
+            name: [[size, series.as_json()] for size, series in line.items()]
+            for name, line in self.lines.items()
+        }
+        return {"what": self.what, "against": self.against, "lines": lines}
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Curve:
+        lines = {
+            name: {size: Series.from_json(series) for size, series in line}
+            for name, line in body["lines"].items()
+        }
+        return cls(body["what"], body["against"], lines)
 
 
 @frozen
@@ -47,35 +103,101 @@ class Goal:
     def reached(self) -> bool:
         return self.value <= self.bound if self.at_most else self.value >= self.bound
 
-    def row(self) -> list[str]:
-        sign = "<=" if self.at_most else ">="
-        return [
-            self.what,
-            number(self.value),
-            f"{sign} {number(self.bound)}",
-            "reached" if self.reached else "MISSED",
-        ]
+    @property
+    def words(self) -> str:
+        return f"{'<=' if self.at_most else '>='} {number(self.bound)}"
 
     def as_json(self) -> dict[str, Any]:
-        return {"what": self.what, "value": self.value, "bound": self.bound, "reached": self.reached}
+        body = {"what": self.what, "value": self.value, "bound": self.bound, "at_most": self.at_most}
+        return {**body, "reached": self.reached}
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Goal:
+        return cls(body["what"], body["value"], body["bound"], body["at_most"])
 
 
-def in_turns(measures: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, Series]:
+@frozen
+class Part:
+    """What one part of the benchmark has found; `about` says what was measured, and how."""
+
+    name: str
+    about: str
+    rows: Sequence[Row] = ()
+    curves: Sequence[Curve] = ()
+    goals: Sequence[Goal] = ()
+    notes: Sequence[str] = ()
+    setting: str = ""
+    seconds: float = 0.0
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "about": self.about,
+            "rows": [each.as_json() for each in self.rows],
+            "curves": [each.as_json() for each in self.curves],
+            "goals": [each.as_json() for each in self.goals],
+            "notes": list(self.notes),
+            "setting": self.setting,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Part:
+        return cls(
+            body["name"],
+            body["about"],
+            [Row.from_json(each) for each in body["rows"]],
+            [Curve.from_json(each) for each in body["curves"]],
+            [Goal.from_json(each) for each in body["goals"]],
+            body["notes"],
+            body["setting"],
+            body["seconds"],
+        )
+
+
+@frozen
+class Report:
+    """All parts of one run."""
+
+    machine: str
+    quick: bool
+    parts: Sequence[Part]
+    failed: Mapping[str, str] = field(factory=dict)  # parts that came to no end, and why
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "machine": self.machine,
+            "quick": self.quick,
+            "parts": [part.as_json() for part in self.parts],
+            "failed": dict(self.failed),
+        }
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Report:
+        parts = [Part.from_json(each) for each in body["parts"]]
+        return cls(body["machine"], body["quick"], parts, body["failed"])
+
+
+def in_turns(
+    measures: Mapping[str, Callable[[], float]], rounds: int, tell: Tell = lambda _: None
+) -> dict[str, Series]:
     """Call every measure `rounds` times, one after the other in each round.
 
     What the machine does besides then falls on all of them alike: compare medians, and prefer
     `ratio` to comparing absolute figures of two runs.
     """
     values: dict[str, list[float]] = {name: [] for name in measures}
-    for _ in range(rounds):
+    for turn in range(rounds):
         for name, measure in measures.items():
+            tell(f"round {turn + 1} of {rounds}, {name}")
             values[name].append(measure())
     return {name: Series(tuple(series)) for name, series in values.items()}
 
 
 def ratio(ours: Series, theirs: Series) -> float:
     """The median of the ratios of each round: what the machine did in one round divides out."""
-    return statistics.median(a / b for a, b in zip(ours.values, theirs.values, strict=True))
+    pairs = zip(ours.values, theirs.values, strict=True)
+    return statistics.median(a / b if b else math.inf for a, b in pairs)
 
 
 def number(value: float) -> str:
@@ -83,32 +205,3 @@ def number(value: float) -> str:
     if value >= 1_000:
         return f"{value:,.0f}"
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns, the first to the left and the others to the right."""
-    lines = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-
-    def text(line: list[str]) -> str:
-        cells = [line[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-        return "  ".join(cells).rstrip()
-
-    return "\n".join([text(lines[0]), "  ".join("-" * width for width in widths), *map(text, lines[1:])])
-
-
-def setting(*distributions: str) -> str:
-    """What was measured on: Python and the versions of the given distributions."""
-    versions = ", ".join(f"{name} {version(name)}" for name in distributions)
-    return f"Python {platform.python_version()}, {versions}"
-
-
-def as_json(setting_text: str, rows: Mapping[str, Mapping[str, Series]], goals: Sequence[Goal]) -> str:
-    """The same figures for a program: `measures` -> measure -> system -> median, low, high, and `goals`."""
-    measures = {
-        measure: {name: series.as_json() for name, series in systems.items()}
-        for measure, systems in rows.items()
-    }
-    body = {"setting": setting_text, "measures": measures, "goals": [goal.as_json() for goal in goals]}
-    return json.dumps(body, indent=2)

@@ -35,7 +35,8 @@ import greenlet  # noqa: E402
 from attrs import frozen  # noqa: E402
 
 from actors.greenlet import release_idle_workers  # noqa: E402
-from benchmarks.report import table  # noqa: E402
+from benchmarks.report import Curve, Goal, Part, Row, Series, Tell  # noqa: E402
+from benchmarks.showing import aligned, setting  # noqa: E402
 from palaver import (  # noqa: E402
     AgentConfig,
     ConversationClosed,
@@ -49,6 +50,10 @@ from palaver import (  # noqa: E402
 )
 from palaver.process import open_descriptors, rss_bytes  # noqa: E402
 
+ABOUT = """Senders with several topics each talk to an agent over a real file: plain turns, turns with tools
+that are steered or cancelled, turns that fail, keys, streams, compactions, closes, deletions, tmp chats
+that expire; not all topics fit into memory. `python -m benchmarks.soak` does so for long, and is what
+judges."""
 SENDERS = 20
 TOPICS = 4  # of each sender
 LIVE = 60  # conversations in memory
@@ -304,7 +309,7 @@ def text_plot(soaked: Soaked) -> str:
         most = max(values) or 1.0
         bars = "".join(BARS[round(value / most * (len(BARS) - 1))] for value in values)
         rows.append([name, f"{values[soaked.warm]:,.1f}", f"{most:,.1f}", f"{values[-1]:,.1f}", bars])
-    return table(["", "after 20 %", "most", "end", "over time"], rows)
+    return aligned((["", "after 20 %", "most", "end", "over time"], rows))
 
 
 def image_plot(looks: Sequence[Look], path: str) -> bool:
@@ -324,6 +329,27 @@ def image_plot(looks: Sequence[Look], path: str) -> bool:
     axes[-1].set_xlabel("turns")
     figure.savefig(path, dpi=120)
     return True
+
+
+def run(quick: bool, tell: Tell) -> Part:
+    """The same for `python -m benchmarks`, with few turns: what grows slowly takes many to be seen."""
+    turns = 1_000 if quick else 20_000
+    with tempfile.TemporaryDirectory() as folder:
+        soaked = soak(turns, Path(folder), tell=lambda look: tell(f"{look.turns:,} of {turns:,} turns"))
+    lines = {
+        name: {float(look.turns): Series((float(figure(look)),)) for look in soaked.looks}
+        for name, figure in FIGURES
+    }
+    grown = soaked.looks[-1].rss_bytes / soaked.looks[soaked.warm].rss_bytes
+    rate = soaked.looks[-1].turns / soaked.looks[-1].seconds
+    rows = [
+        Row("turns/s, all kinds of things among them", {"ours": Series((rate,))}),
+        Row("memory at the end over that at a fifth", {"ours": Series((grown,))}),
+    ]
+    # Few turns end before allocators and caches have their size: only the whole soak judges memory.
+    goals = [Goal("largest WAL, MiB", max(look.wal_bytes for look in soaked.looks) / MIB, 64, at_most=True)]
+    curves = [Curve("a host at work", "turns", lines)]
+    return Part("soak", ABOUT, rows, curves, goals, setting=setting("gevent", "sqlite-utils"))
 
 
 def main() -> None:

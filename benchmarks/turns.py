@@ -1,12 +1,4 @@
-"""Durable turns beside raw sqlite3, with the same rows in the same file format.
-
-    python -m benchmarks.turns [--quick] [--json]
-
-S senders, each in a topic of its own, each send T turns one after the other, all senders at once: a message
-of 100 characters, a model without latency that answers 200 in one piece, everything committed with
-synchronous=FULL before the reply. `raw` writes the rows of the same turns by sqlite3 alone, so many turns to
-a commit: no conversations, no model, no waiting for anybody. Measured in turns; compare the ratios.
-"""
+"""Durable turns beside raw sqlite3, with the same rows and commits, and against the number of senders."""
 
 from __future__ import annotations
 
@@ -14,28 +6,35 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import argparse  # noqa: E402  # gevent patches first
-import os  # noqa: E402
-import resource  # noqa: E402
-import tempfile  # noqa: E402
+import resource  # noqa: E402  # gevent patches first
 import time  # noqa: E402
-from collections.abc import Callable, Iterator  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
-from pathlib import Path  # noqa: E402
+from collections.abc import Callable  # noqa: E402
+from functools import partial  # noqa: E402
 
-import gevent  # noqa: E402
+import attrs  # noqa: E402
 from attrs import frozen  # noqa: E402
-from gevent.pool import Pool  # noqa: E402
 
-from benchmarks.report import Goal, Series, as_json, number, ratio, setting, table  # noqa: E402
-from palaver import AgentConfig, Reply, Runtime, ScriptedModel  # noqa: E402
+from benchmarks.report import Curve, Goal, Part, Row, Series, Tell, in_turns, ratio  # noqa: E402
+from benchmarks.showing import setting  # noqa: E402
+from benchmarks.work import (  # noqa: E402
+    ANSWER,
+    MESSAGE,
+    HubWatch,
+    answering,
+    closed_loop,
+    open_topics,
+    running,
+    settled,
+    temporary_file,
+)
 from persistence.codec import encode_entry, encode_result  # noqa: E402
 from persistence.database import close_database, open_database  # noqa: E402
 from persistence.records import HistoryEntry, TurnResult  # noqa: E402
 
-MESSAGE = "m" * 100
-ANSWER = "a" * 200
-RAW_COMMITS = (1, 10, 100, 1_000)
+ABOUT = """S senders, each in a topic of its own, each send T turns one after the other, all senders at
+once: a message of 100 characters, a model without latency that answers 200 in one piece, everything
+committed with synchronous=FULL before the reply. `raw` writes the rows of the same turns by sqlite3 alone,
+as many turns to a commit: no conversations, no model, no waiting for anybody."""
 
 
 @frozen
@@ -45,11 +44,10 @@ class Load:
     senders: int
     turns: int
     chunks: int = 1
-    streamed: bool = False
 
     @property
     def name(self) -> str:
-        streamed = f", streamed in {self.chunks} pieces" if self.streamed else ""
+        streamed = f", streamed in {self.chunks} pieces" if self.chunks > 1 else ""
         return f"{self.senders:,} x {self.turns}{streamed}"
 
 
@@ -62,61 +60,54 @@ class Figures:
     p99_ms: float
     commits_per_turn: float
     bytes_per_turn: float
+    blocked_ms: float
+    busy_ms: float
+
+    @property
+    def turns_per_commit(self) -> int:
+        return max(1, round(1 / self.commits_per_turn))
 
 
-LOADS = (
+ONE, HUNDRED, STREAMED, THOUSAND = LOADS = (
     Load(1, 200),
     Load(100, 20),
-    Load(100, 20, chunks=20, streamed=True),
+    Load(100, 20, chunks=20),
     Load(1_000, 10),
 )
-
-
-@contextmanager
-def temporary_file() -> Iterator[Path]:
-    """A path for a database that is gone afterwards."""
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder) / "benchmark.db"
+SENDERS = (1, 10, 100, 1_000, 10_000)
+RAW_COMMITS = (1, 10, 100, 1_000)
+FIGURES = {
+    "p50_ms": "p50, ms",
+    "p99_ms": "p99, ms",
+    "commits_per_turn": "commits per turn",
+    "bytes_per_turn": "bytes on disk per turn",
+    "blocked_ms": "hub blocked, ms",
+    "busy_ms": "of which at work itself, ms",
+}
 
 
 def ours(load: Load) -> Figures:
     """The load through a whole runtime on a file."""
-    reply = Reply(ANSWER, chunk_chars=len(ANSWER) // load.chunks)
-    model = ScriptedModel(lambda _request: reply, keep_requests=0)
     with temporary_file() as path:
-        with Runtime.open(path, model) as runtime:
-            runtime.add_agent(AgentConfig(name="agent"))
-            pool = Pool(500)
-            conversations = pool.map(
-                lambda n: runtime.switch_topic("agent", f"sender {n}", "topic", "load").conversation_id,
-                range(load.senders),
-            )
-            before = runtime.stats().commits
-            latencies: list[float] = []
+        with running(path, answering(load.chunks)) as rt, settled():
+            conversations = open_topics(rt, load.senders)
 
-            def sender(conversation: int) -> None:
-                for _ in range(load.turns):
-                    began = time.perf_counter()
-                    if load.streamed:
-                        for _event in runtime.stream(conversation, MESSAGE):
-                            pass
-                    else:
-                        runtime.send(conversation, MESSAGE)
-                    latencies.append(time.perf_counter() - began)
+            def stream(conversation: int) -> None:
+                for _event in rt.stream(conversation, MESSAGE):
+                    pass
 
-            began = time.perf_counter()
-            gevent.joinall([gevent.spawn(sender, c) for c in conversations], raise_error=True)
-            spent = time.perf_counter() - began
-            commits = runtime.stats().commits - before
-        turns = load.senders * load.turns
-        assert len(latencies) == turns
-        latencies.sort()
+            before = rt.stats().commits
+            with HubWatch() as hub:
+                took = closed_loop(rt, conversations, load.turns, stream if load.chunks > 1 else None)
+            commits = rt.stats().commits - before
         return Figures(
-            turns_per_s=turns / spent,
-            p50_ms=latencies[turns // 2] * 1e3,
-            p99_ms=latencies[min(turns - 1, turns * 99 // 100)] * 1e3,
-            commits_per_turn=commits / turns,
-            bytes_per_turn=path.stat().st_size / turns,
+            turns_per_s=took.turns_per_s,
+            p50_ms=took.percentile_ms(50),
+            p99_ms=took.percentile_ms(99),
+            commits_per_turn=commits / took.turns,
+            bytes_per_turn=path.stat().st_size / took.turns,
+            blocked_ms=hub.blocked_ms,
+            busy_ms=hub.busy_ms,
         )
 
 
@@ -166,75 +157,65 @@ def _raw_turn(execute: Callable[..., object], turn: int, user: str, assistant: s
     )
 
 
-def measure(rounds: int, loads: tuple[Load, ...]) -> tuple[dict[str, list[Figures]], dict[int, Series]]:
-    """All loads and all raw commit sizes, `rounds` times in turns."""
-    figures: dict[str, list[Figures]] = {load.name: [] for load in loads}
-    raws: dict[int, list[float]] = {size: [] for size in RAW_COMMITS}
-    for _ in range(rounds):
-        for load in loads:
-            figures[load.name].append(ours(load))
-        for size in RAW_COMMITS:
-            raws[size].append(raw(size))
-    return figures, {size: Series(tuple(values)) for size, values in raws.items()}
-
-
 def series(figures: list[Figures], field: str) -> Series:
     """One field of several runs."""
     return Series(tuple(getattr(one, field) for one in figures))
 
 
-def goals(figures: dict[str, list[Figures]], raws: dict[int, Series]) -> list[Goal]:
-    """What is to be reached."""
-    one, hundred, streamed, thousand = (figures[load.name] for load in LOADS)
-    rate = "turns_per_s"
-    return [
-        Goal("1 sender, over raw with a commit a turn", ratio(series(one, rate), raws[1]), 0.35),
-        Goal("1,000 senders, turns/s", series(thousand, rate).median, 6_000),
-        Goal(
-            "100 senders, p99 over p50",
-            ratio(series(hundred, "p99_ms"), series(hundred, "p50_ms")),
-            3,
-            at_most=True,
-        ),
-        Goal(
-            "1,000 senders, commits per turn", series(thousand, "commits_per_turn").median, 0.1, at_most=True
-        ),
-        Goal("1,000 senders, bytes per turn", series(thousand, "bytes_per_turn").median, 1_536, at_most=True),
-        Goal("streamed over unstreamed", ratio(series(streamed, rate), series(hundred, rate)), 0.6),
+def measure(rounds: int, tell: Tell) -> dict[Load, tuple[list[Figures], Series]]:
+    """For each load what ours did, and turns/s of raw sqlite3 with as many turns to a commit, in turns."""
+    found: dict[Load, tuple[list[Figures], list[float]]] = {load: ([], []) for load in LOADS}
+    for turn in range(rounds):
+        for load, (figures, raws) in found.items():
+            tell(f"round {turn + 1} of {rounds}, {load.name}")
+            figures.append(ours(load))
+            raws.append(raw(figures[-1].turns_per_commit))
+    return {load: (figures, Series(tuple(raws))) for load, (figures, raws) in found.items()}
+
+
+def by_senders(rounds: int, most: int, tell: Tell) -> Curve:
+    """Turns/s against the number of senders."""
+    loads = [Load(senders, max(2, min(200, 2_000 // senders))) for senders in SENDERS if senders <= most]
+    found = in_turns(
+        {load.name: partial(lambda each: ours(each).turns_per_s, load) for load in loads}, rounds, tell
+    )
+    line = {float(load.senders): found[load.name] for load in loads}
+    return Curve("turns/s", "senders at once", {"ours": line})
+
+
+def run(quick: bool, tell: Tell) -> Part:
+    rounds = 2 if quick else 5
+    measured = measure(rounds, tell)
+    rows = [Row(f"turns/s, {load.name}", _beside(*measured[load])) for load in LOADS]
+    rows += [
+        Row(f"{words}, {load.name}", {"ours": series(measured[load][0], name)})
+        for load in LOADS
+        for name, words in FIGURES.items()
     ]
+    alone = in_turns({f"raw, {n:,} turns a commit": partial(raw, n) for n in RAW_COMMITS}, rounds, tell)
+    rows += [Row(f"turns/s, {name}", {"raw": each}) for name, each in alone.items()]
+    curve = by_senders(1 if quick else 5, 1_000 if quick else 10_000, tell)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    notes = [f"peak memory of the process: {peak:.0f} MiB"]
+    return Part("turns", ABOUT, rows, [curve], _goals(measured), notes, setting("gevent", "sqlite-utils"))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="three rounds instead of seven")
-    parser.add_argument("--json", action="store_true", help="figures for a program")
-    arguments = parser.parse_args()
-    rounds = 3 if arguments.quick else 7
-    figures, raws = measure(rounds, LOADS)
-    where = setting("gevent", "sqlite-utils")
-    reached = goals(figures, raws)
-    fields = ("turns_per_s", "p50_ms", "p99_ms", "commits_per_turn", "bytes_per_turn")
-    if arguments.json:
-        rows = {name: {field: series(runs, field) for field in fields} for name, runs in figures.items()}
-        rows["raw sqlite3"] = {f"{size} turns a commit": values for size, values in raws.items()}
-        print(as_json(where, rows, reached))
-        return
-    print(f"{where}, {os.cpu_count()} cores; medians of {rounds} rounds in turns, ± half the range\n")
-    print(
-        table(
-            ["senders x turns", "turns/s", "p50 ms", "p99 ms", "commits/turn", "bytes/turn"],
-            [[name, *(str(series(runs, field)) for field in fields)] for name, runs in figures.items()],
-        )
-    )
-    print()
-    print(
-        table(["raw sqlite3, turns a commit", "turns/s"], [[f"{size:,}", str(v)] for size, v in raws.items()])
-    )
-    print()
-    print(table(["to reach", "ours", "bound", ""], [goal.row() for goal in reached]))
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"\npeak memory of this process: {number(peak_mb)} MB")
+def _beside(figures: list[Figures], raws: Series) -> dict[str, Series]:
+    return {"ours": series(figures, "turns_per_s"), "raw": raws}
 
 
-if __name__ == "__main__":
-    main()
+def _goals(measured: dict[Load, tuple[list[Figures], Series]]) -> list[Goal]:
+    figures = {load: found for load, (found, _) in measured.items()}
+    rate = {load: series(each, "turns_per_s") for load, each in figures.items()}
+    p99, p50 = (series(figures[HUNDRED], name) for name in ("p99_ms", "p50_ms"))
+    thousand = {name: series(figures[THOUSAND], name).median for name in attrs.fields_dict(Figures)}
+    worst = max(series(each, "blocked_ms").median for each in figures.values())
+    return [
+        Goal("1 sender, over raw sqlite3 with a commit a turn", ratio(rate[ONE], measured[ONE][1]), 0.35),
+        Goal("1,000 senders, turns/s", rate[THOUSAND].median, 6_000),
+        Goal("100 senders, p99 over p50", ratio(p99, p50), 3, at_most=True),
+        Goal("1,000 senders, commits per turn", thousand["commits_per_turn"], 0.1, at_most=True),
+        Goal("1,000 senders, bytes on disk per turn", thousand["bytes_per_turn"], 1_536, at_most=True),
+        Goal("streamed in 20 pieces, over unstreamed", ratio(rate[STREAMED], rate[HUNDRED]), 0.6),
+        Goal("hub blocked in any load, ms", worst, 50, at_most=True),
+    ]

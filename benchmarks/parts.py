@@ -1,0 +1,24 @@
+"""The parts of the benchmark, in the order in which they are run."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+
+@frozen
+class Entry:
+    """A part: its module, and about how many seconds it takes on two cores that have nothing else to do."""
+
+    name: str
+    full_s: int
+    quick_s: int
+
+
+PARTS = (
+    Entry("actors", 100, 15),
+    Entry("turns", 100, 15),
+    Entry("journal", 60, 8),
+    Entry("longrun", 80, 8),
+    Entry("soak", 60, 5),
+)
+NAMES = tuple(entry.name for entry in PARTS)
