@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import gevent
-
 from actors.conversation_core import ConversationCore
 from actors.errors import (
     ConversationClosed,
@@ -231,10 +229,12 @@ class Ending(ConversationCore):
         self._state.fate = error
         self._tell_registry(ConversationStopped(self._state.id, error, remains=remains))
 
-    def _remains(self) -> tuple[gevent.Greenlet, ...]:
-        """What may still run for a moment after it was told to stop."""
+    def _remains(self) -> tuple[Any, ...]:
+        """What may still run for a moment after it was told to stop, to be waited for."""
         running = self._activity
-        greenlet = running.greenlet if isinstance(running, Turn | CompactionWork) else None
+        if isinstance(running, Turn):
+            return (running.run.over(),)
+        greenlet = None if running is None else running.greenlet
         return () if greenlet is None else (greenlet,)
 
     def _bequeath(self, error: Exception) -> None:

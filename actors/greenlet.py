@@ -236,12 +236,13 @@ class GreenletFuture(pykka.Future[T]):
 class _Workers:
     """The idle workers of one hub."""
 
-    __slots__ = ("hub", "idle", "thread")
+    __slots__ = ("apart", "hub", "idle", "thread")
 
     def __init__(self, hub: Any, thread: int) -> None:
         self.hub = hub
         self.thread = thread
         self.idle: list[_Worker] = []
+        self.apart: list[Any] = []  # those that serve no actors
 
     def take(self) -> _Worker:
         if self.idle:
@@ -265,6 +266,12 @@ def _workers_here() -> _Workers:
     return workers
 
 
+def idle_apart(hub: Any) -> list[Any]:
+    """The hub's idle greenlets of another pool than the actors', which end with theirs."""
+    apart: list[Any] = (getattr(hub, "palaver_workers", None) or _workers_here()).apart
+    return apart
+
+
 def release_idle_workers() -> int:
     """End the idle workers of the current thread's hub; returns how many there were.
 
@@ -272,7 +279,9 @@ def release_idle_workers() -> int:
     harmless: new workers come with the next messages.
     """
     workers = _workers_here()
-    released, workers.idle[:] = workers.idle[:], []
+    released = [*workers.idle, *workers.apart]
+    workers.idle.clear()
+    workers.apart.clear()
     for worker in released:
         worker.parent = _current()  # a greenlet that ends goes on in its parent: here
         worker.throw()

@@ -471,7 +471,8 @@ class OpeningFailed:
 @frozen
 class ConversationStopped:
     """A conversation is gone: closed, or dead of `error`. `unstored`: the journal misses the end of a turn,
-    which an opening of the topic will find unfinished. `remains`: greenlets that may not have ended yet."""
+    which an opening of the topic will find unfinished. `remains`: what may not have ended yet, to be waited
+    for."""
 
     conversation_id: int
     error: BaseException | None = None

@@ -43,7 +43,7 @@ from actors.messages import (
 )
 from actors.model_call import ModelCall
 from actors.models.base import Message, ModelRequest
-from actors.own_turn import TurnGreenlet
+from actors.own_turn import TurnRun
 from actors.permit import CLEAN_UP_S
 from actors.round import Round
 from actors.services import Services
@@ -113,7 +113,7 @@ class Turn:
         self._giving_up: gevent.Greenlet | None = None
         self._watch = 0
         self._compaction_paused = state.compaction_failures >= compaction.FAILURES_BEFORE_PAUSE
-        self.greenlet = TurnGreenlet(state.id, self._run)
+        self.run = TurnRun(state.id, self._run)
 
     # -- from the conversation actor ---------------------------------------------------------------
 
@@ -131,7 +131,7 @@ class Turn:
 
     def _stop(self) -> None:
         if self._running:
-            self.greenlet.kill(block=False)
+            self.run.kill()
             self._giving_up = gevent.spawn_later(CLEAN_UP_S, self._give_up)
 
     def _give_up(self) -> None:

@@ -1,0 +1,80 @@
+"""Turns run in greenlets that other turns ran in before, and notice nothing of it."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+from gevent.local import local
+
+from actors.greenlet import release_idle_workers
+from palaver import Chunk, ModelRequest, ScriptedModel
+from tests.turns_support import AGENT, runtime
+
+VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="")
+LOCAL = local()
+
+
+class Leaving(ScriptedModel):
+    """Leaves something behind in the greenlet of its turn, and notes which that was."""
+
+    def __init__(self, leave: Callable[[], object]) -> None:
+        super().__init__()
+        self.ran_in: list[Any] = []
+        self.seen: list[str] = []
+        self.left: list[object] = []
+        self._leave = leave
+
+    def stream(self, request: ModelRequest) -> Iterator[Chunk]:
+        if request.purpose == "turn":
+            self.ran_in.append(id(gevent.getcurrent()))
+            self.seen.append(VARIABLE.get())
+            self.left.append(self._leave())
+        yield from super().stream(request)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_pool() -> None:
+    release_idle_workers()
+
+
+def _three_turns(model: Leaving) -> None:
+    with runtime(":memory:", model) as rt:
+        cid = rt.switch_topic(AGENT, "alice", "auth", "d").conversation_id
+        for n in range(3):
+            assert rt.send(cid, f"{n}").text == f"{n}"
+
+
+def test_turns_one_after_the_other_run_in_one_greenlet() -> None:
+    model = Leaving(lambda: None)
+    _three_turns(model)
+    assert len(set(model.ran_in)) == 1
+
+
+def _start_timeout() -> gevent.Timeout:
+    return gevent.Timeout.start_new(1_000)
+
+
+def _set_local() -> object:
+    found, LOCAL.value = getattr(LOCAL, "value", None), "left"
+    return found
+
+
+@pytest.mark.parametrize("leave", [_start_timeout, gevent.getcurrent, _set_local])
+def test_a_greenlet_in_which_a_model_left_something_is_not_used_again(leave: Callable[[], object]) -> None:
+    model = Leaving(leave)
+    _three_turns(model)
+    assert leave is _set_local or len(set(model.ran_in)) == 3  # all are still there: ids of their own
+    for left in model.left:
+        if isinstance(left, gevent.Timeout):
+            left.cancel()
+        assert left is None or model.left.count(left) == 1
+
+
+def test_a_context_variable_of_one_turn_is_not_seen_by_the_next() -> None:
+    model = Leaving(lambda: VARIABLE.set("left").var)
+    _three_turns(model)
+    assert model.seen == [""] * 3
