@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
+from typing import Any
 
+import pytest
 from attrs import evolve
+from support import ROOT
 
-from palaver.simulation.distributions import Exponential, Fixed, LogNormal
+from actors.conversation import ConversationActor
+from palaver import Limits
+from palaver.simulation.distributions import Exponential, Fixed, LogNormal, Uniform
+from palaver.simulation.errors import SimulationError
 from palaver.simulation.outcome import percentile
 from palaver.simulation.simulate import simulate
-from palaver.simulation.workload import Arrivals, Provider, Senders, Workload
+from palaver.simulation.workload import Arrivals, Faults, Provider, Senders, Workload
 
 BUSY = Workload(
     senders=Senders(
@@ -72,3 +81,64 @@ def test_an_open_arrival_does_not_wait_for_the_provider() -> None:
     fast = simulate(evolve(workload, provider=evolve(slow, concurrency=0)), 1)
     assert fast.done == outcome.done
     assert percentile(fast.wait_s, 99) < 2.0
+
+
+ADVERSE = evolve(
+    BUSY,
+    compact_threshold=200,
+    limits=Limits(passivate_after_s=5.0, live_conversations=8),
+    senders=evolve(BUSY.senders, count=5, keyed=Uniform(0.0, 0.5)),
+    faults=Faults(
+        crashes_per_hour=Fixed(300),
+        torn=Fixed(0.4),
+        deaths_per_hour=Uniform(0, 100),
+        disk_full_per_hour=Uniform(0, 100),
+        slow_commits=Fixed(0.05),
+    ),
+)
+
+
+def test_crashes_full_disks_and_deaths_lose_nothing() -> None:
+    outcomes = [simulate(ADVERSE, seed) for seed in range(6)]
+    assert [outcome.violation for outcome in outcomes] == [None] * 6
+    assert sum(outcome.crashes for outcome in outcomes) > 10
+
+
+def test_the_trace_is_the_same_in_every_process() -> None:
+    code = "import sys; from test_simulate import ADVERSE, simulate; simulate(ADVERSE, 3, trace=sys.stdout)"
+    paths = os.pathsep.join((str(ROOT / "tests"), str(ROOT)))
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": number, "PYTHONPATH": paths},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in ("1", "2")
+    ]
+    first, second = [child.communicate()[0] for child in children]
+    assert first == second
+    assert '"what":"crashes"' in first
+
+
+def test_a_bug_is_a_violation_with_the_guarantee_and_what_led_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn_ended = ConversationActor._turn_ended  # noqa: SLF001 - the bug is planted here
+
+    def forgets_steers(self: Any, ended: Any) -> None:
+        ended.turn.steers.clear()
+        turn_ended(self, ended)
+
+    monkeypatch.setattr(ConversationActor, "_turn_ended", forgets_steers)
+    workload = evolve(BUSY, senders=evolve(BUSY.senders, steer=Fixed(0.4)))
+    violation = next(v for seed in range(20) if (v := simulate(workload, seed).violation) is not None)
+    assert violation.guarantee in (2, 7, 13, 19)
+    assert violation.at_s > 0.0
+    assert any("steer" in line for line in violation.last)
+    assert any(act.what == "steer" for act in violation.acts)
+
+
+def test_a_workload_without_an_end_is_refused() -> None:
+    with pytest.raises(SimulationError, match="duration_s"):
+        simulate(Workload(senders=Senders(turns=0)))
+    with pytest.raises(SimulationError, match="duration_s"):
+        simulate(Workload(arrivals=Arrivals(kind="poisson")))

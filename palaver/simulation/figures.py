@@ -31,7 +31,10 @@ class Figures:
         self.model_calls = 0
         self.tool_calls = 0
         self.crashes = 0
+        self.ends = 0  # results that senders have
+        self.done = 0  # turns that have ended so, when the last sample was taken
         self.sample_s = workload.sample_s or (workload.duration_s / SAMPLES) or _FIRST_SAMPLE_S
+        self._open = True
         self._workload = workload
         self._now = now
         self._begun: dict[int, list[float]] = {}  # act -> when it was sent, and when its first answer began
@@ -55,14 +58,23 @@ class Figures:
 
     def answering(self, act: int) -> None:
         """A provider begins an answer."""
-        self.model_calls += 1
+        self.model_calls += self._open
         begun = self._begun.get(act)
         if begun is not None and len(begun) == 1:
             begun.append(self._now())
 
+    def answer_failed(self, kind: str) -> None:
+        """A provider's answer did."""
+        self.model_errors[kind] += self._open
+
+    def tool_called(self) -> None:
+        """A tool was."""
+        self.tool_calls += self._open
+
     def ended(self, act: int, *, done: bool) -> None:
         """Its sender has its result."""
         begun, self._last_s = self._begun.pop(act, None), self._now()
+        self.ends += 1
         if done and begun is not None:
             self._latency_s.append(self._last_s - begun[0])
             self._wait_s.append(begun[-1] - begun[0])
@@ -72,16 +84,23 @@ class Figures:
         self._begun.pop(act, None)
         self.refused[error] += 1
 
+    @property
+    def happened(self) -> int:
+        """A number that grows whenever anything goes on."""
+        refused = sum(self.refused.values())
+        return self.model_calls + self.tool_calls + self.ends + refused
+
     # -- over time ---------------------------------------------------------------------------------
 
     def sample(self, stats: Stats, calls: int, waiting: int) -> None:
         """One more sample; when there are twice as many as wanted, every other one goes."""
         live = sum(stats.conversations.values())
+        self.done = self._turns["done"] + stats.turns_ended["done"]
         self._most_live = max(self._most_live, live)
         self._samples.append(
             Sample(
                 round(self._now(), 6),
-                self._turns["done"] + stats.turns_ended["done"],
+                self.done,
                 stats.queued,
                 stats.running,
                 calls,
@@ -99,6 +118,10 @@ class Figures:
         self._turns.update(stats.turns_ended)
         self._commits += stats.commits
         self._most_live = max(self._most_live, sum(stats.conversations.values()))
+
+    def close(self) -> None:
+        """What still happens is no part of the workload."""
+        self._open = False
 
     def outcome(self, seed: int, real_s: float, violation: Violation | None) -> Outcome:
         """All of it."""

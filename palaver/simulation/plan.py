@@ -182,5 +182,8 @@ class Plan:
             yield rng, at_s
 
     def _crash(self, rng: Random) -> dict[str, object]:
-        how = "torn" if rng.random() < self.rates.torn else rng.choice(_CRASHES)
-        return {"how": how, "restart_s": self.workload.faults.restart_s.draw(rng)}
+        torn, how, part = rng.random(), rng.choice(_CRASHES), rng.random()
+        facts: dict[str, object] = {"how": how}
+        if torn < self.rates.torn:
+            facts = {"how": "in a commit", "torn": round(part, 6)}
+        return {**facts, "restart_s": round(self.workload.faults.restart_s.draw(rng), 6)}

@@ -139,6 +139,24 @@ class Provider:
 
     def stream(self, request: ModelRequest) -> Iterator[Chunk]:
         """An answer; tried again as `OpenAIModel` tries, while nothing was said."""
+        if not self._run.check:
+            return self._answer(request)
+        return self._watched(request)
+
+    def _watched(self, request: ModelRequest) -> Iterator[Chunk]:
+        watch = self._run.watch
+        watch.check_pairing(request)
+        if request.purpose != "turn":
+            yield from self._answer(request)
+            return
+        watch.begins(request)
+        where = watch.enter(request.conversation_id, request.turn_id)
+        try:
+            yield from self._answer(request)
+        finally:
+            watch.leave(where, request.turn_id)
+
+    def _answer(self, request: ModelRequest) -> Iterator[Chunk]:
         act, place = self._place(request)
         attempt = 0
         while True:
@@ -146,7 +164,7 @@ class Provider:
             failure = yield from self._attempt(act, answer, request)
             if failure is None:
                 return
-            self._run.figures.model_errors[failure] += 1
+            self._run.figures.answer_failed(failure)
             self._run.note("model", failure, act=act, attempt=attempt)
             after_s = answer.retry_after_s if failure == "limited" else None
             if attempt >= self._profile.retries:
@@ -204,7 +222,7 @@ class Provider:
             self._run.note("model", "stalls", for_s=round(answer.stall_s, 6))
             gevent.sleep(answer.stall_s)
         if answer.fault == "cut":
-            self._run.figures.model_errors["cut"] += 1
+            self._run.figures.answer_failed("cut")
             raise ModelError("the provider's answer broke off", retryable=True)
 
     # -- drawing -----------------------------------------------------------------------------------
@@ -267,14 +285,19 @@ class Toolbox:
     def work(self, call: ToolContext) -> str:
         """Do some work."""
         run, tools = self._run, self._run.workload.tools
-        run.figures.tool_calls += 1
+        run.figures.tool_called()
         if run.telling:
             run.note("tool", "works", turn=call.turn_id, call=call.call_id)
         act, _, place = call.call_id[1:].partition(".")
         rng = self._streams(int(act), int(place)) if place.isdigit() and act.isdigit() else self._streams(0)
         fails, seconds, chars = rng.random(), tools.seconds.draw(rng), tools.chars.draw(rng)
-        if seconds:
-            gevent.sleep(seconds)
+        where = run.watch.enter(call.conversation_id, call.turn_id) if run.check else 0
+        try:
+            if seconds:
+                gevent.sleep(seconds)
+        finally:
+            if run.check:
+                run.watch.leave(where, call.turn_id)
         if fails < run.plan.rates.tool_failures and not run.healing:
             raise ValueError("the work failed")
         return filled("worked", int(chars))

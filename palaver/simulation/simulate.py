@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TextIO
 
+from palaver.simulation.distributions import Fixed
 from palaver.simulation.errors import SimulationError
 from palaver.simulation.life import Life
 from palaver.simulation.loop import run_on
-from palaver.simulation.outcome import Outcome
+from palaver.simulation.outcome import Outcome, Violation
 from palaver.simulation.run import Run
 from palaver.simulation.workload import Workload
 from persistence.sources import SystemClock
@@ -29,7 +31,7 @@ def simulate(
     progress: Progress | None = None,
     database: Path | None = None,
     check: bool = True,
-    acts: Sequence[int] | None = None,
+    acts: Mapping[int, float] | Sequence[int] | None = None,
 ) -> Outcome:
     """Run the whole runtime on virtual time, under a workload, and tell what came of it.
 
@@ -41,7 +43,11 @@ def simulate(
         progress: called now and then.
         database: a file that is kept afterwards; it must not exist.
         check: whether the guarantees are checked on the way and at the end.
-        acts: numbers of the plan's acts to live; None is all. Shrinking takes away what is not needed.
+        acts: numbers of the plan's acts to live, and perhaps the virtual seconds at which each is to begin;
+            None is all. Shrinking takes away what is not needed.
+
+    Raises:
+        SimulationError: the workload never ends, or the file exists.
 
     Returns:
         Its figures. A guarantee that did not hold is in `violation`, not raised.
@@ -50,14 +56,36 @@ def simulate(
         raise SimulationError(f"{str(database)!r} exists; a simulation makes its own database")
     clock = SystemClock()
     began_s = clock.monotonic()
-    run = Run(workload, seed, database, trace, acts, check=check)
-    with quietly():
-        another = True
-        while another:
-            life = Life(run, progress)
+    with ExitStack() as stack:
+        path = database
+        if path is None and _needs_file(workload):
+            folder = stack.enter_context(TemporaryDirectory(prefix="palaver-simulation-"))
+            path = Path(folder) / "simulated.db"
+        run = Run(workload, seed, path, trace, acts, check=check)
+        stack.enter_context(quietly())
+        violation = _lived(run, progress)
+    return run.figures.outcome(seed, clock.monotonic() - began_s, violation)
+
+
+def _lived(run: Run, progress: Progress | None) -> Violation | None:
+    """Live through crashes and restarts to the end, or to the first thing that must not be."""
+    another = True
+    while another:
+        life = Life(run, progress)
+        try:
             another = run_on(life.loop, life.live)
-            run.elapsed, run.loop = run.now, None
-    return run.figures.outcome(seed, clock.monotonic() - began_s, None)
+        except Exception as error:
+            life.abandon()
+            if not run.check:
+                raise
+            return run.violation(error)
+        run.elapsed, run.loop = run.now + run.restart_s, None
+    return None
+
+
+def _needs_file(workload: Workload) -> bool:
+    faults = workload.faults
+    return workload.disk.file or bool(faults.crashes_at_s) or faults.crashes_per_hour != Fixed(0.0)
 
 
 @contextmanager

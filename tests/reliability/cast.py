@@ -37,7 +37,7 @@ class WorldModel:
 
     def stream(self, request: ModelRequest) -> Iterator[Chunk]:
         """An answer."""
-        self._check_pairing(request)
+        self._world.watch.check_pairing(request)
         if request.purpose != "turn":
             self._wait()
             self._fail()
@@ -96,18 +96,6 @@ class WorldModel:
     def _fail(self) -> None:
         if not self._world.healing and self._rng.random() < self._rates.model_fails:
             raise self._rng.choice((ModelError("overloaded"), ValueError("bad"), gevent.Timeout()))
-
-    def _check_pairing(self, request: ModelRequest) -> None:
-        """Every tool call that the model is shown has its result right behind it, and no result is alone."""
-        open_calls: list[str] = []
-        for message in request.messages:
-            if message["role"] == "tool":
-                answered = bool(open_calls) and open_calls.pop(0) == message["tool_call_id"]
-                self._world.require(answered, 3, f"turn {request.turn_id} was shown a result out of place")
-            else:
-                self._world.require(not open_calls, 3, f"turn {request.turn_id} was shown an unanswered call")
-                open_calls = [call["id"] for call in message.get("tool_calls", ())]
-        self._world.require(not open_calls, 3, f"turn {request.turn_id} was shown an unanswered call")
 
 
 class Tools:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import sqlite3
-import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +12,7 @@ from gevent.event import Event as Signal
 from sqlite_utils import Database
 
 from palaver import AgentConfig, ConversationInfo, Event, Lagged, Runtime, StorageError
+from palaver.simulation.checks.births import Births
 from palaver.simulation.checks.disk import Disk, FaultyCommitter
 from palaver.simulation.checks.eventorder import EventOrder
 from palaver.simulation.checks.rest import heal, unended
@@ -45,17 +45,14 @@ class Life:
         self._worker: InlineWorker | None = None
         self._over = False  # no fault begins any more
         self._ours: list[gevent.Greenlet] = []
-        self._born: list[weakref.ref[gevent.Greenlet]] = []
+        self._births = Births()
         last = 1 + int(60 * rng.random() ** 2) if fault in ("before", "after") else 0
         self._disk = world.disk = Disk(last, fault == "after", self._crash)
 
     def run(self) -> bool:
         """Live, on the loop; whether another life follows."""
-        gevent.Greenlet.add_spawn_callback(self._note_birth)
-        try:
+        with self._births.noted():
             return self._live()
-        finally:
-            gevent.Greenlet.remove_spawn_callback(self._note_birth)
 
     def abandon(self) -> None:
         """Let go of the file."""
@@ -104,9 +101,6 @@ class Life:
         greenlet = gevent.spawn(function, *args)
         self._ours.append(greenlet)
         return greenlet
-
-    def _note_birth(self, greenlet: gevent.Greenlet) -> None:
-        self._born.append(weakref.ref(greenlet))
 
     # -- opening -----------------------------------------------------------------------------------
 
@@ -245,6 +239,5 @@ class Life:
     def _check_nothing_left(self) -> None:
         """The runtime is shut down: no greenlet of its own is alive."""
         wait(TIMERS_S)  # those of an inline worker outlive it
-        alive = [greenlet for born in self._born if (greenlet := born()) is not None and not greenlet.dead]
-        left = [repr(greenlet) for greenlet in alive if greenlet not in self._ours]
+        left = self._births.left(self._ours)
         self._world.require(not left, 13, f"greenlets are left over: {left}")

@@ -115,6 +115,20 @@ class Watch:
         """That call has ended."""
         self._at_work[where].remove(turn_id)
 
+    def check_pairing(self, request: ModelRequest) -> None:
+        """Every tool call that a model is shown has its result right behind it, and no result is alone."""
+        open_calls: list[str] = []
+        for message in request.messages:
+            if message["role"] == "tool":
+                if not (open_calls and open_calls.pop(0) == message["tool_call_id"]):
+                    self.ledger.fail(3, f"turn {request.turn_id} was shown a result out of place")
+            elif open_calls:
+                break
+            else:
+                open_calls = [call["id"] for call in message.get("tool_calls", ())]
+        if open_calls:
+            self.ledger.fail(3, f"turn {request.turn_id} was shown an unanswered call")
+
     # -- events ------------------------------------------------------------------------------------
 
     def hear(self, order: EventOrder, event: Event, where: str) -> None:
