@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from palaver import Limits
 from palaver.simulation.distributions import Exponential, Fixed, LogNormal, Uniform
 from palaver.simulation.errors import SimulationError
 from palaver.simulation.outcome import percentile
+from palaver.simulation.shrink import ddmin, shrink
 from palaver.simulation.simulate import simulate
 from palaver.simulation.workload import Arrivals, Faults, Provider, Senders, Workload
 
@@ -130,11 +132,34 @@ def test_a_bug_is_a_violation_with_the_guarantee_and_what_led_to_it(monkeypatch:
 
     monkeypatch.setattr(ConversationActor, "_turn_ended", forgets_steers)
     workload = evolve(BUSY, senders=evolve(BUSY.senders, steer=Fixed(0.4)))
-    violation = next(v for seed in range(20) if (v := simulate(workload, seed).violation) is not None)
+    seed, violation = next((s, v) for s in range(20) if (v := simulate(workload, s).violation) is not None)
     assert violation.guarantee in (2, 7, 13, 19)
     assert violation.at_s > 0.0
     assert any("steer" in line for line in violation.last)
     assert any(act.what == "steer" for act in violation.acts)
+    assert violation.again.endswith(f"--seed {seed}")
+    smaller = shrink(workload, seed, violation, runs=60)
+    assert smaller.guarantee == violation.guarantee
+    assert len(smaller.acts) <= 6 < len(violation.acts)
+    assert "steer" in [act.what for act in smaller.acts]
+    again = simulate(workload, seed, acts={act.number: act.at_s for act in smaller.acts})
+    assert again.violation is not None
+    assert again.violation.words == smaller.words
+
+
+@pytest.mark.parametrize(
+    ("whole", "needed"),
+    [(8, [2]), (8, [0, 7]), (9, [1, 2, 5]), (50, [3, 20, 21, 49]), (3, [0, 1, 2]), (1, [0])],
+)
+def test_delta_debugging_finds_what_is_needed(whole: int, needed: list[int]) -> None:
+    asked = []
+
+    def shows(part: Sequence[int]) -> bool:
+        asked.append(part)
+        return {*needed} <= {*part}
+
+    assert ddmin(range(whole), shows) == needed
+    assert len(asked) < whole**2 + 3 * whole  # the bound that the paper gives
 
 
 def test_a_workload_without_an_end_is_refused() -> None:

@@ -54,6 +54,7 @@ class Life:
         self._births = Births()
         self._ours: list[gevent.Greenlet] = []
         self._rt: Runtime | None = None
+        self._error: Exception | None = None
         run.frozen = False
         run.disk = Disk(crash=self.crash)
 
@@ -90,13 +91,11 @@ class Life:
         busy = self._begin()
         self._spawn(self._when_done, busy, trouble)
         self._end.wait()
-        if run.ledger.broken is not None:
-            raise run.ledger.broken
+        if run.ledger.broken is not None or self._error is not None:
+            raise run.ledger.broken or self._error or AssertionError
         if run.frozen:
             self.abandon()
             return True
-        for greenlet in busy:
-            greenlet.get(block=False)  # raises what a sender raised
         self._come_to_rest(rt)
         return False
 
@@ -107,10 +106,19 @@ class Life:
         return [self._spawn(sender.send_again) for sender in run.senders] + [self._spawn(self._let_arrive)]
 
     def _spawn(self, function: Callable[..., object], *args: object) -> gevent.Greenlet:
-        greenlet = gevent.spawn(function, *args)
+        greenlet = gevent.spawn(self._carefully, function, *args)
         if self._run.check:
             self._ours.append(greenlet)
         return greenlet
+
+    def _carefully(self, function: Callable[..., object], *args: object) -> None:
+        """What it raises ends the run, and is raised there."""
+        try:
+            function(*args)
+        except Exception as error:
+            if not self._run.frozen:
+                self._error = self._error or error
+                self._end.set()
 
     # -- opening -----------------------------------------------------------------------------------
 
@@ -179,7 +187,7 @@ class Life:
             under_way.append(self._spawn(sender.meet, act))
             if len(under_way) >= 10_000:
                 under_way = [each for each in under_way if not each.dead]
-        gevent.joinall(under_way, raise_error=True)
+        gevent.joinall(under_way)
 
     def _when_done(self, busy: list[gevent.Greenlet], trouble: Trouble) -> None:
         gevent.joinall(busy)
@@ -228,6 +236,7 @@ class Life:
             run.figures.end_life(self._rt.stats())
         run.ledger.end_life()
         run.frozen = run.disk.dead = True
+        run.elapsed_next = run.now + run.restart_s
         self._end.set()
 
     def _come_to_rest(self, rt: Runtime) -> None:

@@ -64,7 +64,8 @@ class Violation:
         words: what was seen.
         at_s: virtual seconds since the run began.
         last: the last lines of the trace before it.
-        acts: the plan that shows it, as small as shrinking has made it; empty before.
+        acts: those that were begun before it, each `at_s` the virtual seconds at which it was; `shrink` makes
+            them fewer.
         again: the command that shows it again.
     """
 

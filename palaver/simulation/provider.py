@@ -29,15 +29,11 @@ if TYPE_CHECKING:
 TOKEN_CHARS = 4
 FIRST = "a"  # what every answer begins with
 TOOL = "work"
-_FILL = "lorem ipsum dolor sit amet " * 400
 
 
 def filled(start: str, chars: int) -> str:
     """`start`, and as many characters behind it as make `chars`."""
-    more = chars - len(start) - 1
-    if more <= 0:
-        return start
-    return f"{start} {_FILL[:more] if more <= len(_FILL) else 'x' * more}"
+    return f"{start} {'.' * (chars - len(start) - 1)}" if chars > len(start) + 1 else start
 
 
 def act_of(content: str) -> int:

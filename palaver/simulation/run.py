@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
@@ -64,7 +65,8 @@ class Run:
         self.plan = Plan(workload, seed)
         self.elapsed = 0.0
         self.life = 0
-        self.restart_s = 0.0  # until the next life begins
+        self.restart_s = 0.0  # from the crash until the next life begins
+        self.elapsed_next = 0.0  # what `elapsed` will be then
         self.healing = False
         self.frozen = False
         self.loop: VirtualLoop | None = None
@@ -155,10 +157,12 @@ class Run:
         guarantee, words = 13, f"{type(error).__name__}: {error}"
         if isinstance(broken, Broken):
             guarantee, words = broken.guarantee, broken.what
+        words = re.sub(r" \.{3,}", "", words)  # what messages are filled up with
         if self.path is not None:  # whose folder may have another name each time
             words = words.replace(str(self.path), self.path.name)
         acts = sorted(self.lived.values(), key=lambda act: (act.at_s, act.number))
-        return Violation(guarantee, words, round(self.now, 6), self._notes.last, tuple(acts))
+        again = f"palaver simulate {self.workload.name}.toml --seed {self.seed}"
+        return Violation(guarantee, words, round(self.now, 6), self._notes.last, tuple(acts), again)
 
 
 def _check_ends(workload: Workload) -> None:

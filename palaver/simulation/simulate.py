@@ -79,7 +79,7 @@ def _lived(run: Run, progress: Progress | None) -> Violation | None:
             if not run.check:
                 raise
             return run.violation(error)
-        run.elapsed, run.loop = run.now + run.restart_s, None
+        run.elapsed, run.loop = run.elapsed_next if another else run.now, None
     return None
 
 
