@@ -60,6 +60,7 @@ LIVE = 60  # conversations in memory
 HOARD = 24  # turns of as many characters as a message may have: more than SQLite keeps of the file in memory
 LOOKS = 50
 FEWEST_LOOKS = 20
+COUNTS = 3  # of greenlets at each look: one that is ending is no leak, and is gone at the next
 WARM = 5  # of so many looks the first is what the rest is compared with
 GROWTH = 1.02
 WAL_BYTES = 64 * 1024 * 1024
@@ -239,15 +240,18 @@ def look(rt: Runtime, began: float) -> Look:
     while _busy(rt):
         gevent.sleep(0.005)
     release_idle_workers()  # bounded, and as many as were ever busy at once
-    gevent.sleep(0)
-    gc.collect()
+    greenlets = []
+    for _ in range(COUNTS):
+        gevent.sleep(0.005)
+        gc.collect()
+        greenlets.append(sum(1 for each in gc.get_objects() if isinstance(each, greenlet.greenlet) and each))
     stats = rt.stats()
     return Look(
         turns=sum(stats.turns_ended.values()),
         seconds=time.monotonic() - began,
         rss_bytes=rss_bytes(),
         descriptors=open_descriptors() or 0,
-        greenlets=sum(1 for each in gc.get_objects() if isinstance(each, greenlet.greenlet) and each),
+        greenlets=min(greenlets),
         wal_bytes=stats.wal_bytes,
         file_bytes=stats.file_bytes,
     )

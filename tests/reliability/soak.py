@@ -22,7 +22,7 @@ def run(count: int, seed: int, folder: Path) -> int:
     soaked = json.loads(ran.stdout)
     found = "; ".join(soaked["violations"])
     again = f"python -m benchmarks.soak --turns {count} --seed {seed}"
-    assert not found, f"{found}; see it again with: {again}\n{soaked['looks']}"
+    assert not found, f"{soaked['looks']}\n{found}; see it again with: {again}"
     return int(soaked["looks"][-1]["turns"])
 
 
