@@ -16,8 +16,8 @@ from palaver import AgentConfig, Limits, ModelRequest, OpenAIModel, ScriptedMode
 from palaver.commands import palaver
 from palaver.host.config import HostConfig, load_config
 from palaver.host.models import Renamed
-from palaver.host.reading import BadConfigFile
-from palaver.host.toml_lines import key_lines, line_of
+from palaver.toml.lines import key_lines, line_of
+from palaver.toml.reading import BadConfigFile
 
 GOOD = """\
 database = "agents.db"

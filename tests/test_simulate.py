@@ -14,9 +14,8 @@ from attrs import evolve
 from support import ROOT
 
 from actors.conversation import ConversationActor
-from palaver import Limits
+from palaver import InvalidConfig, Limits
 from palaver.simulation.distributions import Exponential, Fixed, LogNormal, Uniform
-from palaver.simulation.errors import SimulationError
 from palaver.simulation.outcome import percentile
 from palaver.simulation.shrink import ddmin, shrink
 from palaver.simulation.simulate import simulate
@@ -163,7 +162,7 @@ def test_delta_debugging_finds_what_is_needed(whole: int, needed: list[int]) -> 
 
 
 def test_a_workload_without_an_end_is_refused() -> None:
-    with pytest.raises(SimulationError, match="duration_s"):
-        simulate(Workload(senders=Senders(turns=0)))
-    with pytest.raises(SimulationError, match="duration_s"):
-        simulate(Workload(arrivals=Arrivals(kind="poisson")))
+    with pytest.raises(InvalidConfig, match="duration_s"):
+        Workload(senders=Senders(turns=0))
+    with pytest.raises(InvalidConfig, match="duration_s"):
+        Workload(arrivals=Arrivals(kind="poisson"))

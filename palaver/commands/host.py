@@ -16,8 +16,8 @@ from palaver.commands.output import printable
 from palaver.host.config import HostConfig, load_config
 from palaver.host.host import Host
 from palaver.host.notify import Notifier
-from palaver.host.reading import BadConfigFile
 from palaver.logs import set_up
+from palaver.toml.reading import BadConfigFile
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import attrs
 from attrs import field, frozen
@@ -18,14 +18,12 @@ from actors.models.base import Model
 from actors.system import Recover
 from actors.tools import Tool
 from palaver.host.connection import Bounds
-from palaver.host.fields import SECONDS, TEXT, WHOLE, suggest
 from palaver.host.importing import load
 from palaver.host.models import read_models
-from palaver.host.reading import BadConfigFile, Problem, Reader
-from palaver.host.toml_lines import Path
 from palaver.logs import LogFormat
-
-T = TypeVar("T")
+from palaver.toml.fields import SECONDS, TEXT, WHOLE, suggest
+from palaver.toml.lines import Path
+from palaver.toml.reading import Reader
 
 KEYS = (
     "database",
@@ -92,17 +90,10 @@ def load_config(path: str | os.PathLike[str], environ: Mapping[str, str]) -> Hos
     Raises:
         BadConfigFile: with everything that is wrong, each with its line and key.
     """
-    file = os.fspath(path)
-    try:
-        with open(file, encoding="utf-8") as stream:
-            text = stream.read()
-    except (OSError, UnicodeDecodeError) as error:
-        words = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise BadConfigFile([Problem(file, 1, "", f"cannot be read: {words}")]) from error
-    folder = os.path.dirname(os.path.abspath(file))
+    reader = Reader.of_file(path)
+    folder = os.path.dirname(os.path.abspath(reader.file))
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    reader = Reader(file, text)
     config = _config(reader, folder, environ)
     reader.finish()
     return config
@@ -110,7 +101,7 @@ def load_config(path: str | os.PathLike[str], environ: Mapping[str, str]) -> Hos
 
 def _config(reader: Reader, folder: str, environ: Mapping[str, str]) -> HostConfig:
     reader.known((), KEYS)
-    limits = _fields(reader, ("limits",), Limits, {})
+    limits = Limits(**reader.fields(("limits",), Limits))
     tools, models = _tools(reader), read_models(reader, environ)
     return HostConfig(
         file=reader.file,
@@ -210,11 +201,19 @@ def _agent(reader: Reader, name: str, models: Mapping[str, Model], tools: list[s
     except InvalidConfig as error:
         reader.problem(path, error)
         return None
-    config = _fields(reader, path, AgentConfig, {"name": name})
+    config = _read_agent(reader, path, name)
     for number, tool in enumerate(config.tools or ()):
         if tool not in tools:
             reader.problem((*path, "tools", number), f"there is no tool {tool!r}; {suggest(tool, tools)}")
     return _with_model(reader, path, config, models)
+
+
+def _read_agent(reader: Reader, path: Path, name: str) -> AgentConfig:
+    def read(key: str, written: Any) -> Any:
+        return None if key == "compact_threshold" and written == NEVER else written
+
+    hints = {"name": "is the table's own name"}
+    return AgentConfig(name, **reader.fields(path, AgentConfig, hints=hints, read=read))
 
 
 def _with_model(reader: Reader, path: Path, config: AgentConfig, models: Mapping[str, Model]) -> AgentConfig:
@@ -229,22 +228,3 @@ def _with_model(reader: Reader, path: Path, config: AgentConfig, models: Mapping
         words = f"there is no model {config.model!r} in [models]; {suggest(config.model, known)}"
         reader.problem((*path, "model"), words)
     return config
-
-
-def _fields(reader: Reader, path: Path, kind: type[T], given: Mapping[str, Any]) -> T:
-    """A record made of the table at `path`; what does not fit is noted, and left at its default."""
-    names = [each.name for each in attrs.fields(cast(Any, kind)) if each.name not in given]
-    hints = dict.fromkeys(given, "is the table's own name")
-    reader.known(path, names, hints)
-    fits = dict(given)
-    for name, written in reader.table(path).items():
-        if name not in names:
-            continue
-        value = None if name == "compact_threshold" and written == NEVER else written
-        try:
-            kind(**{**given, name: value})
-        except InvalidConfig as error:
-            reader.problem((*path, name), str(error).removeprefix(f"{name} "))
-        else:
-            fits[name] = value
-    return kind(**fits)

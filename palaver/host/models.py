@@ -13,10 +13,10 @@ from actors.models.base import Chunk, Model, ModelRequest
 from actors.models.endpoint import Endpoint
 from actors.models.openai import OpenAIModel
 from actors.models.scripted import Reply, ScriptedModel
-from palaver.host.fields import SECONDS, TEXT, Field
 from palaver.host.importing import is_import_path, load
-from palaver.host.reading import Reader
-from palaver.host.toml_lines import Path
+from palaver.toml.fields import SECONDS, TEXT, Field
+from palaver.toml.lines import Path
+from palaver.toml.reading import Reader
 
 KINDS = ("openai", "echo", "scripted")
 _ENV = 'put it into an environment variable and name that: api_key_env = "NAME"'

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from actors.errors import InvalidInput
 from palaver.host.errors import ProtocolError
-from palaver.host.fields import Field, shown, suggest
+from palaver.toml.fields import Field, shown, suggest
 
 VERSION = 1
 ID_CHARS = 1_000  # of an id, as JSON: every answer repeats it

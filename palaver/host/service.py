@@ -15,10 +15,10 @@ from actors.errors import ConversationNotFound, InvalidInput
 from actors.ticket import Ticket
 from palaver.health import live, ready
 from palaver.host.errors import ProtocolError
-from palaver.host.fields import SECONDS, TEXT, WHOLE, Field, suggest
 from palaver.host.protocol import VERSION, Request, check_fields
 from palaver.host.wire import event_to_wire, plain
 from palaver.runtime import Runtime
+from palaver.toml.fields import SECONDS, TEXT, WHOLE, Field, suggest
 
 TICKETS_KEPT = 1_024
 ITEMS = 100  # rows in one line of a listing

@@ -11,7 +11,6 @@ from attrs import evolve
 
 from palaver.simulation.checks.disk import Disk
 from palaver.simulation.checks.ledger import Broken, Ledger, Message
-from palaver.simulation.errors import SimulationError
 from palaver.simulation.figures import Figures
 from palaver.simulation.loop import VirtualLoop
 from palaver.simulation.outcome import Violation
@@ -57,7 +56,6 @@ class Run:
         *,
         check: bool,
     ) -> None:
-        _check_ends(workload)
         self.workload = workload
         self.seed = seed
         self.path = path
@@ -163,12 +161,3 @@ class Run:
         acts = sorted(self.lived.values(), key=lambda act: (act.at_s, act.number))
         again = f"palaver simulate {self.workload.name}.toml --seed {self.seed}"
         return Violation(guarantee, words, round(self.now, 6), self._notes.last, tuple(acts), again)
-
-
-def _check_ends(workload: Workload) -> None:
-    if workload.duration_s:
-        return
-    if workload.arrivals.kind not in ("closed", "recorded"):
-        raise SimulationError(f"{workload.arrivals.kind} arrivals never end: give the workload a duration_s")
-    if workload.arrivals.kind == "closed" and not workload.senders.turns:
-        raise SimulationError("senders without a number of turns never end: give the workload a duration_s")

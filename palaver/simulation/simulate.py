@@ -47,7 +47,7 @@ def simulate(
             None is all. Shrinking takes away what is not needed.
 
     Raises:
-        SimulationError: the workload never ends, or the file exists.
+        SimulationError: the file exists.
 
     Returns:
         Its figures. A guarantee that did not hold is in `violation`, not raised.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Self, cast
 
+import attrs
 from attrs import frozen
 
 from actors.errors import InvalidConfig
-from palaver.host.fields import Field, shown, suggest
-from palaver.host.toml_lines import Path, key_lines, line_of
+from palaver.toml.fields import Field, shown, suggest
+from palaver.toml.lines import Path, key_lines, line_of
 
 
 @frozen
@@ -28,7 +30,7 @@ class Problem:
 
 
 class BadConfigFile(InvalidConfig):
-    """A configuration file that a host cannot run on.
+    """A file that cannot be used as it is: a host's configuration, a simulation's workload.
 
     Attributes:
         problems: all that was found, in the order of their lines; never empty.
@@ -50,6 +52,22 @@ class Reader:
         except tomllib.TOMLDecodeError as error:
             raise BadConfigFile([_syntax(file, text, error)]) from error
         self._lines = key_lines(text)
+
+    @classmethod
+    def of_file(cls, path: str | os.PathLike[str]) -> Self:
+        """A reader of the file at `path`.
+
+        Raises:
+            BadConfigFile: it cannot be read, or is no TOML.
+        """
+        file = os.fspath(path)
+        try:
+            with open(file, encoding="utf-8") as stream:
+                text = stream.read()
+        except (OSError, UnicodeDecodeError) as error:
+            words = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise BadConfigFile([Problem(file, 1, "", f"cannot be read: {words}")]) from error
+        return cls(file, text)
 
     def problem(self, path: Path, words: object) -> None:
         """Note what is wrong with the key at `path`."""
@@ -110,6 +128,35 @@ class Reader:
             return default
         return str(value)
 
+    def fields(
+        self,
+        path: Path,
+        kind: type[Any],
+        *,
+        elsewhere: Iterable[str] = (),
+        hints: Mapping[str, str] | None = None,
+        read: Callable[[str, Any], Any] = lambda _name, written: written,
+    ) -> dict[str, Any]:
+        """What the table at `path` gives for the fields of an attrs class; what does not fit is noted.
+
+        Args:
+            kind: the class; each field is a key, checked by the field's own converter and validator.
+            elsewhere: keys that are read by others.
+            hints: keys that are refused, with what to say.
+            read: makes a field's value of its name and of what is written; may raise InvalidConfig.
+        """
+        known = {each.name: each for each in attrs.fields(kind) if each.name not in (hints or {})}
+        self.known(path, dict.fromkeys([*known, *elsewhere]), hints)
+        fits = {}
+        for name, written in self.table(path).items():
+            if name not in known or name in elsewhere:
+                continue
+            try:
+                fits[name] = checked(known[name], read(name, written))
+            except InvalidConfig as error:
+                self.problem((*path, name), str(error).removeprefix(f"{name} "))
+        return fits
+
     def texts(self, path: Path) -> list[tuple[Path, str]]:
         """The items of a list of texts, each with its path."""
         listed = self.value(path, Field((list,), "a list of texts"), [])
@@ -120,6 +167,19 @@ class Reader:
             else:
                 self.problem((*path, number), f"must be text, not {shown(item)}")
         return found
+
+
+def checked(attribute: attrs.Attribute[Any], value: Any) -> Any:
+    """The value as a field of an attrs class holds it.
+
+    Raises:
+        InvalidConfig: whatever the field's own converter and validator say of it.
+    """
+    if attribute.converter is not None:
+        value = cast(Callable[[Any], Any], attribute.converter)(value)
+    if attribute.validator is not None:
+        attribute.validator(None, attribute, value)
+    return value
 
 
 def dotted(path: Path) -> str:
