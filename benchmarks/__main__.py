@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from benchmarks import showing
 from benchmarks.parts import NAMES, PARTS, Entry
+from benchmarks.peers import environment
 from benchmarks.plot import NoMatplotlib, plot
 from benchmarks.report import Part, Report
 
@@ -67,6 +69,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", action="append", choices=NAMES, metavar="PART", help="this part; may be given again"
     )
+    parser.add_argument(
+        "--peers", metavar="FOLDER", help="where `python -m benchmarks.peers setup FOLDER` has put them"
+    )
     parser.add_argument("--json", action="store_true", help="the whole report for a program")
     parser.add_argument("--plot", metavar="FILE.png", help="all curves as an image; needs matplotlib")
     parser.add_argument(
@@ -80,6 +85,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     given = arguments()
+    if given.peers:
+        os.environ[environment.VARIABLE] = given.peers
     if given.saved:
         report = Report.from_json(json.loads(Path(given.saved).read_text()))
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 import time
 from typing import Protocol
@@ -62,7 +63,8 @@ def main() -> None:
         part = module.run(arguments.quick, progress.tell)
     finally:
         progress.end()
-    print(json.dumps(evolve(part, seconds=time.monotonic() - began).as_json()))
+    print(json.dumps(evolve(part, seconds=time.monotonic() - began).as_json()), flush=True)
+    os._exit(0)  # what a part leaves behind is not worth the time to take it down
 
 
 if __name__ == "__main__":

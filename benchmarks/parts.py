@@ -18,6 +18,10 @@ PARTS = (
     Entry("actors", 100, 15),
     Entry("turns", 100, 15),
     Entry("journal", 60, 8),
+    Entry("live", 120, 8),
+    Entry("history", 60, 8),
+    Entry("stored", 90, 8),
+    Entry("peers", 300, 20),
     Entry("longrun", 80, 8),
     Entry("soak", 60, 5),
 )
