@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from palaver.simulation.arrivals import arriving
 from palaver.simulation.outcome import Act
 from persistence.sources import seeded_random
 
 if TYPE_CHECKING:
     from random import Random
 
+    from palaver.simulation.arrivals import Arrival
     from palaver.simulation.workload import Rate, Workload
 
 WORLD = "world"
@@ -107,17 +109,25 @@ class Plan:
             yield Act(number, who, what, at_s, self._facts(what, rng))
 
     def arrivals(self) -> Iterator[Act]:
-        """The messages of an open arrival, in the order in which they come; without end."""
-        rng = seeded_random("arrivals", self.seed)
-        rate, at_s, senders = self.workload.arrivals.rate, 0.0, self.workload.senders.count
-        steps = [0] * senders
-        while True:
-            at_s += rng.expovariate(rate)
-            sender = rng.randrange(senders)
-            number = sender + 1 + steps[sender] * self._stride
+        """What the senders of an open arrival do, in the order of its time.
+
+        Raises:
+            BadConfigFile: what was recorded cannot be read.
+        """
+        return self._at(arriving(self.workload, seeded_random("arrivals", self.seed)))
+
+    def _at(self, arrivals: Iterator[Arrival]) -> Iterator[Act]:
+        rng = seeded_random("arriving steps", self.seed)
+        steps = [0] * (self.workload.senders.count + 1)
+        for arrival in arrivals:
+            sender = arrival.sender
             what = self._kind(rng) if steps[sender] else "send"
+            number = sender + steps[sender] * self._stride
             steps[sender] += 1
-            yield Act(number, f"s{sender + 1}", what, at_s, self._facts(what, rng))
+            facts = self._facts(what, rng)
+            if arrival.chars is not None and "chars" in facts:
+                facts["chars"] = arrival.chars
+            yield Act(number, f"s{sender}", what, arrival.at_s, facts)
 
     def _kind(self, rng: Random) -> str:
         if self._others:

@@ -39,14 +39,15 @@ class Arrivals:
     Args:
         kind: `closed`: each sender sends, waits for the result, thinks, and sends again. The others are open:
             messages come when they come, whether or not earlier ones are done. `poisson`: at `rate` a second
-            over all senders; `bursts`: so too, but `burst_rate` for `burst_s` in every `period_s`; `diurnal`:
-            the rate follows a sine wave of `period_s` between `rate` and `burst_rate`; `recorded`: at the
-            instants in `file`.
+            over all senders; `bursts`: so too, but `burst_rate` for the first `burst_s` of every `period_s`;
+            `diurnal`: the rate follows a sine wave of `period_s` from `rate` up to `burst_rate` and back;
+            `recorded`: at the instants in `file`.
         rate: messages a virtual second, of all senders together.
         burst_rate: the same, in a burst, or at the height of the wave.
         burst_s: how long a burst lasts.
         period_s: from the beginning of a burst to the next one; the length of the wave.
-        file: JSON lines with `at` (seconds), `sender`, and `chars` or `content`.
+        file: JSON lines with `at` (seconds), `sender` (a name), and perhaps `chars` or `content`, of which
+            only the length counts; in the order of their time.
         spread_s: closed: senders begin at random within so many seconds.
     """
 
