@@ -17,8 +17,8 @@ from actors.conversation import ConversationActor
 from palaver import InvalidConfig, Limits
 from palaver.simulation.distributions import Exponential, Fixed, LogNormal, Uniform
 from palaver.simulation.outcome import percentile
-from palaver.simulation.shrink import ddmin, shrink
-from palaver.simulation.simulate import simulate
+from palaver.simulation.shrinking import ddmin, shrink
+from palaver.simulation.simulating import simulate
 from palaver.simulation.workload import Arrivals, Faults, Provider, Senders, Workload
 
 BUSY = Workload(

@@ -349,3 +349,5 @@ def test_importing_the_names_loads_nothing_that_must_come_after_patching() -> No
 def test_the_public_names_are_their_homes_names() -> None:
     homes = simulation._HOMES  # noqa: SLF001 - the table itself is checked
     assert sorted(name for names in homes.values() for name in names) == simulation.__all__
+    # Once a module is imported, it is its package's attribute: a name of its own would be hidden by it.
+    assert {*homes} & {*simulation.__all__} == set()

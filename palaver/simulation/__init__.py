@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     )
     from palaver.simulation.loop import VirtualClock, run_virtual
     from palaver.simulation.outcome import Act, Outcome, Sample, Violation, percentile
-    from palaver.simulation.shrink import shrink
-    from palaver.simulation.simulate import simulate
+    from palaver.simulation.shrinking import shrink
+    from palaver.simulation.simulating import simulate
     from palaver.simulation.workload import (
         Arrivals,
         Contradiction,
@@ -45,8 +45,8 @@ _HOMES = {
     "errors": ("RealWorldInSimulation", "SimulationError", "SimulationStuck", "TooManySteps"),
     "loop": ("VirtualClock", "run_virtual"),
     "outcome": ("Act", "Outcome", "Sample", "Violation", "percentile"),
-    "shrink": ("shrink",),
-    "simulate": ("simulate",),
+    "shrinking": ("shrink",),
+    "simulating": ("simulate",),
     "workload": (
         "Arrivals",
         "Contradiction",

@@ -31,7 +31,7 @@ from persistence.sources import seeded_random, seeded_sources
 
 if TYPE_CHECKING:
     from palaver.simulation.run import Run
-    from palaver.simulation.simulate import Progress
+    from palaver.simulation.simulating import Progress
 
 LIVES = 4_096  # of one seed, for numbers of sources
 TIMERS_S = 5.0  # those of an inline worker outlive the runtime

@@ -8,7 +8,7 @@ from typing import TypeVar
 from attrs import evolve
 
 from palaver.simulation.outcome import Violation
-from palaver.simulation.simulate import simulate
+from palaver.simulation.simulating import simulate
 from palaver.simulation.workload import Workload
 
 T = TypeVar("T")
