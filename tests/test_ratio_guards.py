@@ -1,0 +1,177 @@
+"""A turn costs the same however much there is: counted, not timed, and shown to notice what grows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import gevent
+import pytest
+from cost_support import MESSAGE, Cost, Measure, Meter, assert_flat, measured
+
+from actors.history import LiveHistory, to_wire
+from palaver import Runtime
+from persistence import committer
+
+FEW, MANY = 10, 300
+LONG = 1_000  # entries
+TOGETHER = 20
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[Path]:
+    """Names of files, one after the other."""
+    return (tmp_path / f"{number}.db" for number in count())
+
+
+def turn(rt: Runtime, meter: Meter) -> Cost:
+    """A turn of the stored topic, which has had one."""
+    cid = rt.switch_topic("agent", "sender 0", "topic").conversation_id
+    rt.send(cid, MESSAGE)
+    return meter.cost(lambda: rt.send(cid, MESSAGE))
+
+
+def turns_together(rt: Runtime, meter: Meter) -> Cost:
+    """So many senders' turns at once."""
+    cids = [
+        rt.switch_topic("agent", f"many {number}", "topic", "new").conversation_id
+        for number in range(TOGETHER)
+    ]
+
+    def send() -> None:
+        gevent.joinall([gevent.spawn(rt.send, cid, MESSAGE) for cid in cids], raise_error=True)
+
+    send()
+    return meter.cost(send)
+
+
+def cold_switch(rt: Runtime, meter: Meter) -> Cost:
+    """To a stored topic that is not in memory; each call is another sender's."""
+    numbers = count(1)
+    return meter.cost(lambda: rt.switch_topic("agent", f"sender {next(numbers)}", "topic"))
+
+
+def listing(rt: Runtime, meter: Meter) -> Cost:
+    """The stored sessions of one sender."""
+    return meter.cost(lambda: rt.sessions(agent="agent", sender="sender 3"))
+
+
+def open_and_close(rt: Runtime, meter: Meter) -> Cost:
+    """A tmp chat that comes and goes."""
+    return meter.cost(lambda: rt.close(rt.get_or_create("agent", "guest")))
+
+
+def scan_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plant: every message, and every tmp chat that is opened, looks at all that lives."""
+    for name in ("_check_message", "get_or_create"):
+        real = getattr(Runtime, name)
+
+        def scanning(self: Any, *args: Any, real: Any = real) -> Any:
+            if any(state.phase == "nowhere" for state in list(self._conversations.values())):
+                raise AssertionError
+            return real(self, *args)
+
+        monkeypatch.setattr(Runtime, name, scanning)
+
+
+def without_index(measure: Measure) -> Measure:
+    """Plant: topics are found by reading all sessions."""
+
+    def measure_without(rt: Runtime, meter: Meter) -> Cost:
+        meter.db.conn.execute("DROP INDEX sessions_by_topic")
+        return measure(rt, meter)
+
+    return measure_without
+
+
+def with_a_scan(measure: Measure) -> Measure:
+    """Plant: every entry that is stored makes SQLite read all sessions, in a statement of a trigger's."""
+
+    def measure_with(rt: Runtime, meter: Meter) -> Cost:
+        meter.db.conn.execute(
+            """CREATE TEMP TRIGGER scan AFTER INSERT ON entries
+                BEGIN SELECT max(uptime_ms) FROM sessions; END"""
+        )
+        return measure(rt, meter)
+
+    return measure_with
+
+
+# -- against live conversations --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("measure", [turn, open_and_close])
+def test_what_lives_costs_nobody_else(
+    files: Iterator[Path], monkeypatch: pytest.MonkeyPatch, measure: Measure
+) -> None:
+    few, many = (measured(next(files), measure, live=live) for live in (FEW, MANY))
+    assert_flat(few, many)
+    scan_all(monkeypatch)
+    with pytest.raises(AssertionError, match="lines grow"):
+        assert_flat(few, measured(next(files), measure, live=MANY))
+
+
+# -- against history -------------------------------------------------------------------------------------
+
+
+def test_a_long_history_costs_a_turn_no_more_than_its_copy(
+    files: Iterator[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, many = (measured(next(files), turn, entries=entries) for entries in (FEW, LONG))
+    copies = 2 * 8 * LONG  # the history as the turn sees it, and the request's messages: lists of references
+    assert_flat(few, many, allowed_bytes=copies)
+
+    def encode_again(self: LiveHistory, _guest: str, _host: str) -> list[dict[str, Any]]:
+        return [to_wire(entry) for entry in self.entries]
+
+    monkeypatch.setattr(LiveHistory, "seen_by", encode_again)
+    worse = measured(next(files), turn, entries=LONG)
+    with pytest.raises(AssertionError, match="lines grow"):
+        assert_flat(few, worse, allowed_bytes=copies)
+
+
+def test_a_turn_keeps_nothing_but_what_was_said(files: Iterator[Path]) -> None:
+    few, many = (measured(next(files), turn, entries=entries) for entries in (FEW, LONG))
+    assert many.kept < 4_096
+    hoarding = measured(next(files), turn, entries=LONG, keep_requests=None)
+    with pytest.raises(AssertionError, match="bytes kept grow"):
+        assert_flat(few, hoarding, allowed_bytes=1_000_000)
+
+
+# -- against stored sessions -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("measure", "planted"),
+    [(turn, with_a_scan), (cold_switch, without_index), (listing, without_index)],
+)
+def test_what_is_stored_costs_nobody_else(files: Iterator[Path], measure: Measure, planted: Any) -> None:
+    few, many = (measured(next(files), measure, stored=stored) for stored in (FEW, MANY))
+    assert_flat(few, many, factor=1.3)  # an index of so many has a level more
+    with pytest.raises(AssertionError, match="(steps|statements) grow"):
+        assert_flat(few, measured(next(files), planted(measure), stored=MANY), factor=1.3)
+
+
+# -- what a turn may take at all -------------------------------------------------------------------------
+
+
+def test_a_turn_is_one_commit_of_few_statements(files: Iterator[Path]) -> None:
+    alone = measured(next(files), turn)
+    assert alone.commits == 1
+    assert alone.statements <= 8
+    assert alone.lines <= 3_000
+
+
+def test_turns_that_end_together_share_statements_and_commits(
+    files: Iterator[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(cost: Cost) -> None:
+        assert cost.commits <= 2
+        assert cost.statements <= TOGETHER / 2, f"{cost.statements} statements for {TOGETHER} turns"
+
+    check(measured(next(files), turns_together))
+    monkeypatch.setattr(committer, "groups", lambda batch: [[item] for item in batch])
+    with pytest.raises(AssertionError, match="statements for"):
+        check(measured(next(files), turns_together))
