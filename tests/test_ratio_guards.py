@@ -150,7 +150,7 @@ def test_a_turn_keeps_nothing_but_what_was_said(files: Iterator[Path]) -> None:
 def test_what_is_stored_costs_nobody_else(files: Iterator[Path], measure: Measure, planted: Any) -> None:
     few, many = (measured(next(files), measure, stored=stored) for stored in (FEW, MANY))
     assert_flat(few, many, factor=1.3)  # an index of so many has a level more
-    with pytest.raises(AssertionError, match="(steps|statements) grow"):
+    with pytest.raises(AssertionError, match=r"(steps|statements) grow"):
         assert_flat(few, measured(next(files), planted(measure), stored=MANY), factor=1.3)
 
 
