@@ -20,16 +20,20 @@ from palaver.simulation.checks.eventorder import EventOrder
 from palaver.simulation.checks.rest import heal
 from palaver.simulation.checks.stored import left_in_order
 from palaver.simulation.checks.watch import Left, Watch
+from palaver.simulation.lateness import LateCommitter
 from palaver.simulation.loop import EPOCH, VirtualClock, VirtualLoop
 from palaver.simulation.provider import FIRST, Provider, Toolbox
 from palaver.simulation.sender import AGENT
 from palaver.simulation.trouble import Trouble
+from persistence.committer import Committer
 from persistence.database import MEMORY
 from persistence.errors import StorageError
 from persistence.inline import InlineWorker
 from persistence.sources import seeded_random, seeded_sources
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from palaver.simulation.run import Run
     from palaver.simulation.simulating import Progress
 
@@ -55,6 +59,7 @@ class Life:
         self._ours: list[gevent.Greenlet] = []
         self._rt: Runtime | None = None
         self._error: Exception | None = None
+        self._committer: Committer | None = None
         run.frozen = False
         run.disk = Disk(crash=self.crash)
 
@@ -128,11 +133,9 @@ class Life:
         if run.life > 1:
             run.note("world", "opens", left=len(left))
         path = MEMORY if run.path is None else run.path
+        self._committer = committer = self._new_committer(path)
         self._worker = worker = InlineWorker(
-            path,
-            schedule=gevent.spawn_later,
-            commit_latency=self._commit_latency(),
-            committer=FaultyCommitter(path, run.disk),
+            path, schedule=self._schedule, commit_latency=self._commit_latency(), committer=committer
         )
         rt = Runtime.open(
             path,
@@ -149,6 +152,18 @@ class Life:
                 self._spawn(self._read_all, rt.subscribe())
         rt.add_agent(AgentConfig(name=AGENT, auto_title=False, compact_threshold=workload.compact_threshold))
         return rt
+
+    def _new_committer(self, path: str | Path) -> Committer:
+        run = self._run
+        faulty = run.check or run.path is not None or run.plan.rates.disk_full_per_hour
+        return FaultyCommitter(path, run.disk) if faulty else LateCommitter(MEMORY)
+
+    def _schedule(self, seconds: float, function: Callable[[], None]) -> None:
+        """In the hub, as what a database thread calls there."""
+        if seconds > 0.0:
+            self.loop.call_later(seconds, function)
+        else:
+            self.loop.run_callback(function)
 
     def _left_behind(self) -> Left:
         """What the last life did not come to, read from the file while nobody has it."""
@@ -247,6 +262,8 @@ class Life:
         run.disk.full, run.healing = False, True
         if not run.check:
             rt.shutdown()
+            if isinstance(self._committer, LateCommitter) and self._committer.wrong is not None:
+                raise self._committer.wrong
             return
         run.note("world", "heals")
         assert self._worker is not None

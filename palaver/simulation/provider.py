@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
-import gevent
 from attrs import frozen
 
 from actors.errors import ModelError
@@ -19,6 +18,7 @@ from actors.models.base import Chunk, ModelRequest, ToolCallDelta
 from actors.models.plain import plain_summary, plain_title
 from actors.models.retry import back_off
 from actors.tools import ToolContext
+from palaver.simulation.loop import pause
 from persistence.sources import seeded_random
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Provider:
                 request.pause(after_s)
                 wait_s -= after_s
             attempt += 1
-            gevent.sleep(wait_s)
+            pause(wait_s)
 
     def _attempt(self, act: int, answer: Answer, request: ModelRequest) -> Generator[Chunk, None, str | None]:
         """One attempt; what is wrong, if nothing was said."""
@@ -188,24 +188,20 @@ class Provider:
                 self._run.note("model", "answers", act=act, turn=request.turn_id)
             if answer.fault in ("limited", "error"):
                 return answer.fault
-            if answer.first_s:
-                gevent.sleep(answer.first_s)
             yield from self._say(answer, request)
         finally:
             slots.leave()
         return None
 
     def _say(self, answer: Answer, request: ModelRequest) -> Iterator[Chunk]:
-        if answer.fault == "empty":
-            yield Chunk(finish_reason="stop")
-            return
-        text = answer.text
-        size = -(-len(text) // max(1, self._profile.chunks))
-        last = (len(text) - 1) // size
-        gap_s = answer.rest_s / max(1, last)
+        text = answer.text if answer.fault != "empty" else ""
+        size = max(1, -(-len(text) // max(1, self._profile.chunks)))
+        last = max(0, len(text) - 1) // size
+        gap_s = answer.rest_s / max(1, last) if text else 0.0
         for index in range(last + 1):
-            if gap_s and (index or not last):
-                gevent.sleep(gap_s)
+            wait_s = (answer.first_s if index == 0 else 0.0) + (gap_s if index or not last else 0.0)
+            if wait_s:
+                pause(wait_s)
             if index == last and (answer.stall_s or answer.fault == "cut"):
                 self._falter(answer)
             over = index == last and not answer.tool
@@ -216,7 +212,7 @@ class Provider:
     def _falter(self, answer: Answer) -> None:
         if answer.stall_s:
             self._run.note("model", "stalls", for_s=round(answer.stall_s, 6))
-            gevent.sleep(answer.stall_s)
+            pause(answer.stall_s)
         if answer.fault == "cut":
             self._run.figures.answer_failed("cut")
             raise ModelError("the provider's answer broke off", retryable=True)
@@ -290,7 +286,7 @@ class Toolbox:
         where = run.watch.enter(call.conversation_id, call.turn_id) if run.check else 0
         try:
             if seconds:
-                gevent.sleep(seconds)
+                pause(seconds)
         finally:
             if run.check:
                 run.watch.leave(where, call.turn_id)

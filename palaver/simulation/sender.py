@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import gevent
-
 from actors.errors import (
     CompactionFailed,
     ConversationBusy,
@@ -18,6 +16,7 @@ from actors.errors import (
     NoActiveTurn,
     RuntimeClosed,
 )
+from palaver.simulation.loop import pause
 from palaver.simulation.plan import MEETING
 from palaver.simulation.provider import filled
 from persistence.errors import PalaverError, StorageError
@@ -85,7 +84,7 @@ class Sender:
                 continue
             wait_s = run.wait_s(act)
             if wait_s:
-                gevent.sleep(wait_s)
+                pause(wait_s)
             if run.over:
                 break
             ticket = self._do(act)

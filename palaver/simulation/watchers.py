@@ -32,6 +32,34 @@ class Callback:
         return self.callback is not None
 
 
+class Wake:
+    """A call at an instant, and nothing else: what a timer is where only its function is needed."""
+
+    __slots__ = ("_args", "_function", "due", "loop", "priority", "ticket")
+
+    def __init__(
+        self, loop: VirtualLoop, due: float, function: Callable[..., object], args: tuple[Any, ...]
+    ) -> None:
+        self.loop = loop
+        self.due = due
+        self.priority = 0
+        self._function = function
+        self._args = args
+        self.ticket = loop.add_timer(self, True)
+
+    def stop(self) -> None:
+        """Call nothing."""
+        if self.ticket:
+            self.ticket = 0
+            self.loop.drop_timer(True, popped=False)
+
+    def fire(self) -> None:
+        """Called by the loop when `due` is reached."""
+        self.ticket = 0
+        self.loop.drop_timer(True, popped=True)
+        self.loop.run_callback(self._function, *self._args)
+
+
 class Watcher:
     """What timers, idle and async watchers share: a callback while started, and one queued run at most."""
 

@@ -1,0 +1,62 @@
+"""Commits of a simulated run that nobody checks: many of them are made at once, after their virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from palaver.simulation.errors import SimulationError
+from persistence.committer import Committer, Item
+from persistence.writes import WriteSet
+
+TOGETHER = 512
+
+
+class LateCommitter(Committer):
+    """Counts a batch of writes as committed, and makes it together with later ones: when there are many, or
+    when somebody reads. What the database holds is the same then, row by row, for a fraction of the work.
+
+    It is for databases in memory, without faults: there nobody can see the difference, unless a write fails.
+    That is a bug of the product, and ends the run.
+
+    Attributes:
+        wrong: what failed, for whoever lives the run.
+    """
+
+    wrong: SimulationError | None = None
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._late: list[Item] = []
+
+    def run(self, batch: Sequence[Item]) -> None:
+        """As `Committer.run`."""
+        if all(isinstance(item.work, WriteSet) for item in batch):
+            self.commits += 1
+            self.jobs += len(batch)
+            self.largest_batch = max(self.largest_batch, len(batch))
+            self._late += batch
+            if len(self._late) >= TOGETHER:
+                self._catch_up()
+        else:
+            self._catch_up()
+            super().run(batch)
+
+    def close(self) -> None:
+        """As `Committer.close`."""
+        self._catch_up()
+        super().close()
+
+    def _catch_up(self) -> None:
+        late, self._late = self._late, []
+        if not late:
+            return
+        items = [Item(item.work) for item in late]
+        counted = self.commits, self.jobs, self.largest_batch
+        super().run(items)
+        self.commits, self.jobs, self.largest_batch = counted
+        error = next((item.error for item in items if item.error is not None), None)
+        if error is not None and self.wrong is None:
+            self.wrong = SimulationError(
+                f"a write failed after it had been answered: {error}; use check=True"
+            )
+            self.give_up(error)
