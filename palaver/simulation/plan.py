@@ -20,7 +20,6 @@ from persistence.sources import seeded_random
 if TYPE_CHECKING:
     from random import Random
 
-    from palaver.simulation.arrivals import Arrival
     from palaver.simulation.workload import Rate, Workload
 
 WORLD = "world"
@@ -109,20 +108,12 @@ class Plan:
             yield Act(number, who, what, at_s, self._facts(what, rng))
 
     def arrivals(self) -> Iterator[Act]:
-        """What the senders of an open arrival do, in the order of its time.
-
-        Raises:
-            BadConfigFile: what was recorded cannot be read.
-        """
-        return self._at(arriving(self.workload, seeded_random("arrivals", self.seed)))
-
-    def _at(self, arrivals: Iterator[Arrival]) -> Iterator[Act]:
-        rng = seeded_random("arriving steps", self.seed)
-        steps = [0] * (self.workload.senders.count + 1)
-        for arrival in arrivals:
+        """The messages of an open arrival, in the order in which they come."""
+        rng, steps = seeded_random("arriving steps", self.seed), [0] * self._stride
+        for arrival in arriving(self.workload, seeded_random("arrivals", self.seed)):
             sender = arrival.sender
-            what = self._kind(rng) if steps[sender] else "send"
             number = sender + steps[sender] * self._stride
+            what = self._kind(rng) if steps[sender] else "send"
             steps[sender] += 1
             facts = self._facts(what, rng)
             if arrival.chars is not None and "chars" in facts:
