@@ -17,6 +17,7 @@ from palaver.commands.memory import memory
 from palaver.commands.replay import replay
 from palaver.commands.retention import purge, unfinished
 from palaver.commands.sessions import sessions
+from palaver.commands.simulate import simulate
 from palaver.commands.timers import timers
 from palaver.commands.top import top
 from palaver.commands.verify import verify
@@ -43,7 +44,21 @@ def palaver(verbose: bool, log_format: LogFormat) -> None:
     set_up(logging.INFO if verbose else _SILENT, log_format)
 
 
-for command in (demo, chat, host, top, replay, sessions, memory, verify, backup, export, import_, dead):
+for command in (
+    demo,
+    chat,
+    host,
+    top,
+    replay,
+    simulate,
+    sessions,
+    memory,
+    verify,
+    backup,
+    export,
+    import_,
+    dead,
+):
     palaver.add_command(command)
 for command in (purge, timers, unfinished):
     sessions.add_command(command)

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     )
     from palaver.simulation.loop import VirtualClock, run_virtual
     from palaver.simulation.outcome import Act, Outcome, Sample, Violation, percentile
+    from palaver.simulation.reports import report_html, report_json, report_text
+    from palaver.simulation.runs import Point, Standing, Sweep, run_seeds, sweep
     from palaver.simulation.shrinking import shrink
     from palaver.simulation.simulating import simulate
     from palaver.simulation.workload import (
@@ -45,6 +47,8 @@ _HOMES = {
     "errors": ("RealWorldInSimulation", "SimulationError", "SimulationStuck", "TooManySteps"),
     "loop": ("VirtualClock", "run_virtual"),
     "outcome": ("Act", "Outcome", "Sample", "Violation", "percentile"),
+    "reports": ("report_html", "report_json", "report_text"),
+    "runs": ("Point", "Standing", "Sweep", "run_seeds", "sweep"),
     "shrinking": ("shrink",),
     "simulating": ("simulate",),
     "workload": (
@@ -72,12 +76,15 @@ __all__ = [
     "Fixed",
     "LogNormal",
     "Outcome",
+    "Point",
     "Provider",
     "RealWorldInSimulation",
     "Sample",
     "Senders",
     "SimulationError",
     "SimulationStuck",
+    "Standing",
+    "Sweep",
     "TooManySteps",
     "Tools",
     "Uniform",
@@ -85,9 +92,14 @@ __all__ = [
     "VirtualClock",
     "Workload",
     "percentile",
+    "report_html",
+    "report_json",
+    "report_text",
+    "run_seeds",
     "run_virtual",
     "shrink",
     "simulate",
+    "sweep",
 ]
 
 
