@@ -38,7 +38,8 @@ max-width:none}}
 .unchecked{{border-color:var(--soft)}}
 .violated{{border-color:var(--bad)}}
 .violated h2{{margin-top:0;color:var(--bad)}}
-.tiles{{display:grid;grid-template-columns:repeat(auto-fit,minmax(max(9rem,22%),1fr));gap:.6rem;margin:1rem 0}}
+.tiles{{display:grid;grid-template-columns:repeat(auto-fit,minmax(max(9rem,22%),1fr));gap:.6rem;
+margin:1rem 0}}
 .tiles div{{background:var(--card);border:1px solid var(--edge);border-radius:.5rem;padding:.5rem .8rem}}
 .tiles dt{{color:var(--soft);font-size:.85rem}}
 .tiles dd{{margin:0;font-size:1.25rem;font-variant-numeric:tabular-nums}}
