@@ -8,7 +8,8 @@ from __future__ import annotations
 import random
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from attrs import field, frozen
@@ -60,3 +61,15 @@ def seeded_random(*of: object) -> random.Random:
     """A generator of its own for each use: the same numbers for the same words and numbers in `of`, in every
     process."""
     return random.Random(" ".join(map(str, of)))
+
+
+@contextmanager
+def seeded_global_random(*of: object) -> Iterator[None]:
+    """Within, the functions of the `random` module give the same numbers for the same `of`; afterwards they
+    go on as if nothing had been."""
+    before = random.getstate()
+    random.seed(" ".join(map(str, of)))
+    try:
+        yield
+    finally:
+        random.setstate(before)

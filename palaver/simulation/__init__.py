@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         Tools,
         Workload,
     )
+    from palaver.simulation.worlds import World, world
 
 # The same imports, for when the program runs: module -> names.
 _HOMES = {
@@ -61,6 +62,7 @@ _HOMES = {
         "Tools",
         "Workload",
     ),
+    "worlds": ("World", "world"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -91,6 +93,7 @@ __all__ = [
     "Violation",
     "VirtualClock",
     "Workload",
+    "World",
     "percentile",
     "report_html",
     "report_json",
@@ -100,6 +103,7 @@ __all__ = [
     "shrink",
     "simulate",
     "sweep",
+    "world",
 ]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from persistence.errors import PalaverError
@@ -24,9 +25,25 @@ class TooManySteps(SimulationError):
     """The step limit is reached: the function spins, or needs a higher `max_steps`."""
 
 
+_told: list[Callable[[RealWorldInSimulation], object]] = []
+
+
+@contextmanager
+def refusals_told(tell: Callable[[RealWorldInSimulation], object]) -> Iterator[None]:
+    """Within, `tell` hears of every refusal, also of one that is swallowed on its way."""
+    _told.append(tell)
+    try:
+        yield
+    finally:
+        _told.remove(tell)
+
+
 def refuse(what: str) -> NoReturn:
     """Raise the error that names what was tried."""
-    raise RealWorldInSimulation(f"{what} was asked for inside a simulation; only virtual time runs there")
+    error = RealWorldInSimulation(f"{what} was asked for inside a simulation; only virtual time runs there")
+    for tell in _told:
+        tell(error)
+    raise error
 
 
 def refused(what: str) -> Callable[..., NoReturn]:

@@ -42,6 +42,9 @@ _CLOSING_ROUNDS = 3
 _CLOSING_S = 20.0
 _COMPACT_FROM = 64
 
+Started = WeakValueDictionary[int, gevent.Greenlet]
+"""The gevent greenlets of a simulation that are in memory, by the order of their start."""
+
 _thread_ident: Callable[[], int] = get_original("_thread", "get_ident")
 
 
@@ -154,6 +157,25 @@ class VirtualLoop:
         self.idlers.clear()
 
     close = destroy
+
+    def forget(self, but: object) -> list[object]:
+        """Drop everything that is scheduled, except timers with `but` as their callback's first argument, as
+        the `gevent.Timeout`s of a greenlet have. Time goes on, and so may the loop.
+
+        Returns:
+            What was dropped. Greenlets that only the schedule knew of end when it is let go.
+        """
+        dropped: list[object] = [(queued.callback, queued.args) for queued in self._callbacks]
+        self._callbacks.clear()
+        for _, _, ticket, timer in sorted(self._timers, key=lambda entry: entry[:3]):
+            args = timer.args if isinstance(timer, Timer) else None
+            if timer.ticket == ticket and not (args and args[0] is but):
+                dropped.append((timer.callback, args) if isinstance(timer, Timer) else timer)
+                timer.stop()
+        for watcher in [*self.idlers]:
+            dropped.append((watcher.callback, watcher.args))
+            watcher.stop()
+        return dropped
 
     def _format(self) -> str:
         return f"virtual time {self._now:.6f} s, {self.steps} steps"
@@ -281,6 +303,12 @@ def pause(seconds: float) -> None:
         wake.stop()
 
 
+def check_outside() -> None:
+    """Refuse a simulation inside of a simulation."""
+    if isinstance(getattr(get_hub_if_exists(), "loop", None), VirtualLoop):
+        refuse("another simulation")
+
+
 class _VirtualHub(Hub):  # type: ignore[misc]  # gevent ships no types: its Hub is Any
     """A hub without threads."""
 
@@ -335,8 +363,8 @@ def run_on(loop: VirtualLoop, function: Callable[..., Result], *args: Any) -> Re
         except BaseException as error:
             errors.append(error)
 
-    with _installed(loop):
-        with _leftovers_killed(loop):
+    with installed(loop):
+        with leftovers_killed(loop):
             _join(gevent.spawn(body), loop)
         if errors:
             raise errors.pop()
@@ -347,24 +375,28 @@ def _join(main: gevent.Greenlet, loop: VirtualLoop) -> None:
     try:
         main.join()
     except LoopExit:
-        if loop.exhausted:
-            raise TooManySteps(
-                f"{loop.steps:,} steps were run and the function has not ended, at virtual time "
-                f"{loop.now():.6f} s; it spins (a loop of gevent.sleep(0) lets no time pass), "
-                "or needs a higher max_steps"
-            ) from None
-        raise SimulationStuck(
-            f"at virtual time {loop.now():.6f} s, after {loop.steps:,} steps, the function waits "
-            "for something that nothing scheduled will do"
-        ) from None
+        raise stopped(loop, "the function") from None
+
+
+def stopped(loop: VirtualLoop, who: str) -> SimulationError:
+    """Why a loop ran out while `who` waits."""
+    if loop.exhausted:
+        return TooManySteps(
+            f"{loop.steps:,} steps were run and {who} has not ended, at virtual time "
+            f"{loop.now():.6f} s; it spins (a loop of gevent.sleep(0) lets no time pass), "
+            "or needs a higher max_steps"
+        )
+    return SimulationStuck(
+        f"at virtual time {loop.now():.6f} s, after {loop.steps:,} steps, {who} waits "
+        "for something that nothing scheduled will do"
+    )
 
 
 @contextmanager
-def _installed(loop: VirtualLoop) -> Iterator[None]:
+def installed(loop: VirtualLoop) -> Iterator[Hub]:
     """Make a hub on `loop` the current thread's hub; destroy it and put the real one back at the end."""
+    check_outside()
     real = get_hub_if_exists()
-    if isinstance(getattr(real, "loop", None), VirtualLoop):
-        refuse("another simulation")
     if loop.destroyed:
         raise SimulationError("this loop has run already; make a new one")
     hub = _VirtualHub(loop)
@@ -372,7 +404,7 @@ def _installed(loop: VirtualLoop) -> Iterator[None]:
     if real is not None:
         real.switch = refused("waiting for an object that belongs to the real hub")
     try:
-        yield
+        yield hub
     finally:
         if real is not None:
             del real.switch
@@ -384,10 +416,10 @@ def _installed(loop: VirtualLoop) -> Iterator[None]:
 
 
 @contextmanager
-def _leftovers_killed(loop: VirtualLoop) -> Iterator[None]:
+def leftovers_killed(loop: VirtualLoop) -> Iterator[Started]:
     """Kill the gevent greenlets that were started meanwhile and are alive at the end, in their order."""
     hub = get_hub_if_exists()
-    started: WeakValueDictionary[int, gevent.Greenlet] = WeakValueDictionary()
+    started: Started = WeakValueDictionary()
     numbers = count()
 
     def note(greenlet: gevent.Greenlet) -> None:
@@ -396,7 +428,7 @@ def _leftovers_killed(loop: VirtualLoop) -> Iterator[None]:
 
     gevent.Greenlet.add_spawn_callback(note)
     try:
-        yield
+        yield started
     finally:
         try:
             _kill_all(loop, started)
@@ -404,7 +436,7 @@ def _leftovers_killed(loop: VirtualLoop) -> Iterator[None]:
             gevent.Greenlet.remove_spawn_callback(note)
 
 
-def _kill_all(loop: VirtualLoop, started: WeakValueDictionary[int, gevent.Greenlet]) -> None:
+def _kill_all(loop: VirtualLoop, started: Started) -> None:
     """Kill what is alive, and what that spawns while it dies; what goes on for all that is left alone."""
     for _ in range(_CLOSING_ROUNDS):
         if gevent.get_hub().dead:  # an error of the loop's own ended it: nothing can run any more
