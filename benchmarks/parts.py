@@ -17,11 +17,15 @@ class Entry:
 PARTS = (
     Entry("actors", 100, 15),
     Entry("turns", 100, 15),
+    Entry("breakdown", 20, 4),
     Entry("journal", 60, 8),
-    Entry("live", 120, 8),
-    Entry("history", 60, 8),
-    Entry("stored", 90, 8),
+    Entry("dialogues", 40, 4),
     Entry("peers", 300, 20),
+    Entry("history", 60, 8),
+    Entry("live", 120, 8),
+    Entry("stored", 90, 8),
+    Entry("simulated", 30, 4),
+    Entry("shards", 40, 6),
     Entry("longrun", 80, 8),
     Entry("soak", 60, 5),
 )

@@ -1,0 +1,50 @@
+"""Turns on virtual time: how much of a day a core lives in a second."""
+
+from __future__ import annotations
+
+from gevent import monkey
+
+monkey.patch_all()
+
+import time  # noqa: E402  # gevent patches first
+from functools import partial  # noqa: E402
+
+from benchmarks.report import Curve, Goal, Part, Row, Tell, in_turns  # noqa: E402
+from benchmarks.showing import setting  # noqa: E402
+from palaver.simulation import Senders, Workload, simulate  # noqa: E402
+
+ABOUT = """`palaver.simulation.simulate` on one core: senders with a topic each send messages one after the
+other, all at once, to a model that answers at once and a database whose commits take a virtual millisecond;
+with the checks of all guarantees, as it is by default, and without them. Turns per second of processor time."""
+SENDERS = (10, 100, 1_000)
+TURNS = 3_000  # of all senders together
+
+
+def rate(senders: int, check: bool) -> float:
+    """Turns that ended, for each second of processor time."""
+    workload = Workload(senders=Senders(count=senders, turns=TURNS // senders))
+    began = time.process_time()
+    outcome = simulate(workload, seed=1, check=check)
+    spent = time.process_time() - began
+    if outcome.violation is not None:
+        raise AssertionError(outcome.violation.words)
+    return outcome.done / spent
+
+
+def run(quick: bool, tell: Tell) -> Part:
+    rounds, sizes = (1, SENDERS[1:2]) if quick else (5, SENDERS)
+    measures = {
+        f"{senders} {words}": partial(rate, senders, check)
+        for senders in sizes
+        for words, check in (("checked", True), ("unchecked", False))
+    }
+    found = in_turns(measures, rounds, tell)
+    lines = {
+        words: {float(senders): found[f"{senders} {words}"] for senders in sizes}
+        for words in ("checked", "unchecked")
+    }
+    shown = lines["unchecked"][100.0]
+    row = Row("simulated turns/s, 100 senders", {"ours": shown, "checked": lines["checked"][100.0]})
+    goals = [Goal("simulated turns/s, 100 senders, without checks", shown.median, 5_000)]
+    curve = Curve("simulated turns/s", "senders", lines)
+    return Part("simulated", ABOUT, [row], [curve], goals, setting=setting("gevent", "sqlite-utils"))
