@@ -197,6 +197,19 @@ def test_topics_are_resumed_with_their_archive(ran: Mapping[str, Finished]) -> N
     ]
 
 
+def test_the_race_of_a_tool_is_found_within_a_few_seeds_and_is_gone_from_the_right_one(
+    ran: Mapping[str, Finished],
+) -> None:
+    found, *story, again, right = ran["racy_tool"].lines
+    counted = re.fullmatch(r"careless: a payment is lost on (\d+) of 20 seeds, first on seed (\d+):", found)
+    assert counted is not None
+    assert int(counted[2]) < 10
+    steps = [re.sub(r"^ *\d+\.\d\d s: ", "", line) for line in story]
+    assert steps == ["reads 100", "reads 100", "writes 90", "writes 90"]
+    assert again == "the same again: True"
+    assert right == "careful: right on 20 of 20 seeds"
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name)
 def test_agent_host_drains_on_a_signal_and_the_next_one_resumes(
     tmp_path: Path, signum: signal.Signals
