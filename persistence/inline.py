@@ -154,11 +154,15 @@ class InlineWorker:
 
     def _take(self) -> bool:
         """Run what waits, if anything does."""
-        batch, backups = [*self._queue], [*self._backups]
-        self._queue.clear()
-        self._backups.clear()
+        batch = [*self._queue]
         if batch:
+            self._queue.clear()
             self._committer.run(batch)
+        if not self._backups:
+            self._undelivered += batch
+            return bool(batch)
+        backups = [*self._backups]
+        self._backups.clear()
         for backup, asked in backups:
             self._committer.back_up(backup, asked, lambda: None)
             batch.append(asked)

@@ -30,16 +30,18 @@ class LateCommitter(Committer):
 
     def run(self, batch: Sequence[Item]) -> None:
         """As `Committer.run`."""
-        if all(isinstance(item.work, WriteSet) for item in batch):
+        for item in batch:
+            if not isinstance(item.work, WriteSet):
+                self._catch_up()
+                super().run(batch)
+                return
+        if batch:
             self.commits += 1
             self.jobs += len(batch)
             self.largest_batch = max(self.largest_batch, len(batch))
             self._late += batch
             if len(self._late) >= TOGETHER:
                 self._catch_up()
-        else:
-            self._catch_up()
-            super().run(batch)
 
     def close(self) -> None:
         """As `Committer.close`."""

@@ -182,15 +182,16 @@ class VirtualLoop:
 
     def run(self) -> None:
         """Run callbacks until nothing is scheduled, the step limit is reached, or the loop is destroyed."""
+        take = self._callbacks.popleft if isinstance(self._callbacks, deque) else self._choose
         while not self.destroyed:
             if not self._callbacks:
-                if not (self._wake_idlers() or self._advance()):
+                if not ((self.idlers and self._wake_idlers()) or self._advance()):
                     return
                 continue
             if self.steps >= self.max_steps:
                 self.exhausted = True
                 return
-            queued = self._take()
+            queued = take()
             callback, args = queued.callback, queued.args
             if callback is None or args is None:
                 continue
@@ -203,11 +204,9 @@ class VirtualLoop:
             finally:
                 queued.args = None
 
-    def _take(self) -> Callback:
+    def _choose(self) -> Callback:
         waiting = self._callbacks
-        if isinstance(waiting, deque):
-            return waiting.popleft()
-        if self._rng is not None and len(waiting) > 1:
+        if len(waiting) > 1 and self._rng is not None:
             chosen = self._rng.randrange(len(waiting))
             waiting[chosen], waiting[-1] = waiting[-1], waiting[chosen]
         return waiting.pop()
@@ -237,17 +236,26 @@ class VirtualLoop:
             heapify(self._timers)
             self._stale = 0
 
+    def fired(self, wake: Wake) -> None:
+        """Its instant is reached: it runs soon."""
+        self._referenced -= 1
+        self._callbacks.append(wake)
+
     def _advance(self) -> bool:
         """Move time to the next timer and queue all that are due then; False if none keeps the loop alive."""
         if not self._referenced:
             return False
-        fired = False
-        while self._timers and self._timers[0][0] < inf and not (fired and self._timers[0][0] > self._now):
-            due, _, ticket, timer = heappop(self._timers)
+        fired, now = False, self._now
+        while self._timers:
+            due, _, ticket, timer = self._timers[0]
+            if due == inf or (fired and due > now):
+                break
+            heappop(self._timers)
             if timer.ticket != ticket:
                 self._stale -= 1
                 continue
-            self._now = max(self._now, due)
+            if due > now:
+                self._now = now = due
             timer.fire()
             fired = True
         return fired
@@ -296,11 +304,16 @@ def pause(seconds: float) -> None:
         SimulationError: the calling greenlet runs on the real loop.
     """
     hub = get_hub_if_exists()
-    wake = current_loop().call_later(seconds, getcurrent().switch)
+    loop = getattr(hub, "loop", None)
+    if not isinstance(loop, VirtualLoop):
+        current_loop()
+        return
+    wake = Wake(loop, loop.now() + seconds, getcurrent().switch, ())
     try:
         hub.switch()
     finally:
-        wake.stop()
+        if wake.ticket:
+            wake.stop()
 
 
 def check_outside() -> None:

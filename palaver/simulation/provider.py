@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import define
 
 from actors.errors import ModelError
 from actors.greenlet import GreenletFuture
@@ -58,7 +58,7 @@ class Streams:
         return self._rng
 
 
-@frozen
+@define(eq=False)
 class Answer:
     """One answer as it was drawn."""
 

@@ -32,19 +32,25 @@ class Callback:
         return self.callback is not None
 
 
-class Wake:
-    """A call at an instant, and nothing else: what a timer is where only its function is needed."""
+class Wake(Callback):
+    """A call at an instant, and nothing else: what a timer is where only its function is needed.
 
-    __slots__ = ("_args", "_function", "due", "loop", "priority", "ticket")
+    Attributes:
+        due: when.
+        ticket: its place among the loop's timers; 0 when it is stopped or has fired.
+    """
+
+    __slots__ = ("due", "loop", "ticket")
+
+    priority = 0
 
     def __init__(
-        self, loop: VirtualLoop, due: float, function: Callable[..., object], args: tuple[Any, ...]
+        self, loop: VirtualLoop, due: float, callback: Callable[..., object], args: tuple[Any, ...]
     ) -> None:
         self.loop = loop
         self.due = due
-        self.priority = 0
-        self._function = function
-        self._args = args
+        self.callback = callback
+        self.args = args
         self.ticket = loop.add_timer(self, True)
 
     def stop(self) -> None:
@@ -52,12 +58,12 @@ class Wake:
         if self.ticket:
             self.ticket = 0
             self.loop.drop_timer(True, popped=False)
+        self.callback = self.args = None
 
     def fire(self) -> None:
         """Called by the loop when `due` is reached."""
         self.ticket = 0
-        self.loop.drop_timer(True, popped=True)
-        self.loop.run_callback(self._function, *self._args)
+        self.loop.fired(self)
 
 
 class Watcher:
