@@ -31,6 +31,7 @@ _OTHERS = ("steer", "cancel", "switch", "compact", "close", "remember")
 _OF_PROVIDER = ("tool_calls", "errors", "cuts", "empty", "stalls", "limited")
 _OF_FAULTS = ("crashes_per_hour", "torn", "deaths_per_hour", "disk_full_per_hour", "slow_commits")
 _STEPS_EACH = 100  # for each message of a sender that hardly ever sends one
+_AGAIN = 0.3  # of the messages with a key: sent once more when they have their result
 _CRASHES = ("at once", "before a commit", "after a commit")
 
 
@@ -135,6 +136,7 @@ class Plan:
             facts: dict[str, object] = {"chars": int(senders.chars.draw(rng))}
             if self.rates.keyed and rng.random() < self.rates.keyed:
                 facts["key"] = f"k{rng.getrandbits(48):012x}"
+                facts["again"] = rng.random() < _AGAIN
             return facts
         if what == "steer":
             return {"chars": int(senders.chars.draw(rng))}

@@ -1,4 +1,5 @@
-"""The model and the tool of a simulated host: as fast, as crowded and as faulty as its workload says.
+"""The model and the tool of a simulated host: as fast, as crowded and as faulty as its workload says, until
+the faults stop: then everything is answered at once.
 
 What an answer is like depends on the seed, on the act that it answers and on its place among that act's
 answers, and on nothing else that happens: it stays the same when other acts are left out.
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 TOKEN_CHARS = 4
 FIRST = "a"  # what every answer begins with
 TOOL = "work"
+STALLED_S = 60.0  # the longest that a stall goes on when the faults have stopped
 
 
 def filled(start: str, chars: int) -> str:
@@ -212,7 +214,10 @@ class Provider:
     def _falter(self, answer: Answer) -> None:
         if answer.stall_s:
             self._run.note("model", "stalls", for_s=round(answer.stall_s, 6))
-            pause(answer.stall_s)
+            left_s = answer.stall_s
+            while left_s > 0.0 and not self._run.healing:
+                pause(min(left_s, STALLED_S))
+                left_s -= STALLED_S
         if answer.fault == "cut":
             self._run.figures.answer_failed("cut")
             raise ModelError("the provider's answer broke off", retryable=True)
@@ -250,8 +255,8 @@ class Provider:
         return Answer(
             fault,
             profile.retry_after_s.draw(rng),
-            profile.first_token_s.draw(rng),
-            tokens / speed if speed > 0.0 else 0.0,
+            0.0 if calm else profile.first_token_s.draw(rng),
+            tokens / speed if speed > 0.0 and not calm else 0.0,
             profile.stall_s.draw(rng) if stall < rates.stalls and not calm else 0.0,
             bool(request.tools) and tool < rates.tool_calls and not calm,
             f"c{act}.{place}",
@@ -285,7 +290,7 @@ class Toolbox:
         fails, seconds, chars = rng.random(), tools.seconds.draw(rng), tools.chars.draw(rng)
         where = run.watch.enter(call.conversation_id, call.turn_id) if run.check else 0
         try:
-            if seconds:
+            if seconds and not run.healing:
                 pause(seconds)
         finally:
             if run.check:

@@ -107,7 +107,7 @@ class Sender:
     def _send(self, act: Act, *, again: bool = False) -> None:
         ticket = self._do(act, again=again)
         if ticket is not None and act.what == "send":
-            self._wait_for(act, ticket)
+            self._wait_for(act, ticket, again=again)
 
     # -- doing -------------------------------------------------------------------------------------
 
@@ -176,7 +176,7 @@ class Sender:
             run.ledger.accepted(message, ticket)
         return ticket
 
-    def _wait_for(self, act: Act, ticket: Ticket) -> None:
+    def _wait_for(self, act: Act, ticket: Ticket, *, again: bool = False) -> None:
         run = self._run
         self.doing[act.number] = act
         try:
@@ -186,12 +186,15 @@ class Sender:
             return
         del self.doing[act.number]
         self._keyed.pop(act.number, None)
-        message = self._said.pop(act.number, None)
+        message = self._said.get(act.number)
         if message is not None:
             run.ledger.told(message, result, ticket.state)
         run.figures.ended(act.number, done=ticket.state == "done")
         if run.telling:
             run.note(self.name, "result", act=act.number, turn=result.turn_id, stop=result.stop_reason)
+        if act.facts.get("again") and not again:
+            self._send(act, again=True)  # and has the same result
+        self._said.pop(act.number, None)
 
     def _failed(self, act: Act, error: PalaverError) -> None:
         """The call raised: it is over, unless the process died and there is a key to ask again with."""
