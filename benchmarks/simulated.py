@@ -15,7 +15,8 @@ from palaver.simulation import Senders, Workload, simulate  # noqa: E402
 
 ABOUT = """`palaver.simulation.simulate` on one core: senders with a topic each send messages one after the
 other, all at once, to a model that answers at once and a database whose commits take a virtual millisecond;
-with the checks of all guarantees, as it is by default, and without them. Turns per second of processor time."""
+with the checks of all guarantees, as it is by default, and without them. Turns per second of processor
+time."""
 SENDERS = (10, 100, 1_000)
 TURNS = 3_000  # of all senders together
 
