@@ -79,7 +79,7 @@ def _together(series: Sequence[Sequence[tuple[float, float]]]) -> Curve | None:
     last = max(each[-1][0] for each in series)
     first = min(each[0][0] for each in series)
     grid = [first + (last - first) * n / (GRID - 1) for n in range(GRID)]
-    columns = [(at, found) for at in grid if (found := _values_at(series, at))]
+    columns = [(at, found) for at in grid if 2 * len(found := _values_at(series, at)) >= len(series)]
     return Curve(
         [at for at, _ in columns],
         [median(found) for _, found in columns],

@@ -6,13 +6,10 @@ from collections.abc import Mapping
 
 
 def number(value: float) -> str:
-    """Three digits that count: "0.0123", "3.21", "148", "12,400"."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 99.95:
+    """Three digits that count: "0.0123", "6.80", "148", "12,400"; whole numbers as they are: "7"."""
+    if abs(value) >= 99.95 or float(value).is_integer():
         return f"{value:,.0f}"
-    digits = f"{value:.3g}"
-    return digits if "e" not in digits else f"{value:.6f}".rstrip("0").rstrip(".") or "0"
+    return f"{value:#.3g}" if abs(value) >= 0.0001 else f"{value:.2g}"
 
 
 def seconds(value: float) -> str:

@@ -38,7 +38,7 @@ def report_html(results: Sequence[Outcome] | Sweep, *, checked: bool = True, com
         f"<header><h1>{escape(name)}</h1><p>{escape(subtitle)}</p></header>",
         *_guarantees(outcomes, checked),
         *body,
-        *_settings(outcomes, command),
+        *_settings(outcomes[0], command, results.key if isinstance(results, Sweep) else ""),
         "</main>",
     ]
     return page(f"{name}: {title}", parts)
@@ -48,7 +48,7 @@ def _titles(results: Sequence[Outcome] | Sweep, outcomes: Sequence[Outcome]) -> 
     figures = summary(outcomes)
     lived = f"{seconds(figures.virtual_s)} of virtual time"
     if figures.real_s:
-        lived += f" in {seconds(figures.real_s)} ({number(figures.speed)} turns/s)"
+        lived += f" in {seconds(figures.real_s)} of one core ({number(figures.speed)} turns/s)"
     if isinstance(results, Sweep):
         title = f"sweep of {results.key}"
         return title, f"A {title}: {counted(len(outcomes), 'simulated run')}, {lived}."
@@ -100,7 +100,7 @@ def _all_figures(figures: Summary) -> Rows:
         ["crashes", f"{figures.crashes:,}"],
         ["live conversations at most", f"{figures.most_live:,}"],
         ["virtual time", seconds(figures.virtual_s)],
-        ["real time", seconds(figures.real_s)],
+        ["real time of one core", seconds(figures.real_s)],
         ["simulated turns/s", number(figures.speed)],
     ]
 
@@ -198,8 +198,8 @@ def _violation(violation: Violation, seed: int) -> Iterable[str]:
         yield details("The last lines of the trace", f"<pre>{escape(chr(10).join(violation.last))}</pre>")
 
 
-def _settings(outcomes: Sequence[Outcome], command: str) -> Iterable[str]:
-    rows = changed_settings(outcomes[0].workload)
+def _settings(outcome: Outcome, command: str, swept: str) -> Iterable[str]:
+    rows = [[name, value] for name, value in changed_settings(outcome.workload) if name != swept]
     parts = [f"<p>To see this again:</p><pre>{escape(command)}</pre>"] if command else []
     parts.append("<p>What the workload sets; everything else is as by default.</p>")
     parts.append(table(["setting", "value"], rows, "Settings of the workload"))

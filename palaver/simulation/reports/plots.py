@@ -167,7 +167,7 @@ def _timed(title: str, words: Sequence[str], unit: str, named: Sequence[tuple[st
     if named[0][1].several:
         words = [
             *words,
-            "Lines are the median of the runs that had not ended, bands go from the least to the most.",
+            "Lines are the median of the runs, bands go from the least to the most, while half go on.",
         ]
     chart = Chart(title, Axis("virtual time, s", tight=True), Axis(unit), lines, above=1.0)
     return Plot(title, words, chart, ["virtual time, s", *(name for name, _ in named)], [*_rows(named)])

@@ -6,7 +6,10 @@ from typing import Any
 
 import attrs
 
+from palaver.simulation.distributions import Fixed
 from palaver.simulation.reports.numbers import number
+
+MOST = 6
 
 
 def changed_settings(workload: Any) -> list[list[str]]:
@@ -20,12 +23,7 @@ def _changed(record: Any, default: Any, path: str) -> list[tuple[str, Any]]:
         value, usual = getattr(record, field.name), getattr(default, field.name)
         if value == usual:
             continue
-        if (
-            attrs.has(type(value))
-            and type(value) is type(usual)
-            and hasattr(usual, "__attrs_attrs__")
-            and _is_table(value)
-        ):
+        if _is_table(value):
             found += _changed(value, usual, f"{path}{field.name}.")
         else:
             found.append((f"{path}{field.name}", value))
@@ -34,16 +32,19 @@ def _changed(record: Any, default: Any, path: str) -> list[tuple[str, Any]]:
 
 def _is_table(value: Any) -> bool:
     """Whether it is one of a workload's tables; a distribution is a value, with a `mean`."""
-    return not hasattr(value, "draw")
+    return attrs.has(type(value)) and not hasattr(value, "draw")
 
 
 def _words(value: Any) -> str:
+    if isinstance(value, Fixed):
+        return _words(value.value)
     if attrs.has(type(value)):
-        parts = ((f.name.lstrip("_"), getattr(value, f.name)) for f in attrs.fields(type(value)) if f.init)
-        return f"{type(value).__name__}({', '.join(f'{name}={_words(each)}' for name, each in parts)})"
+        names = [field.name for field in attrs.fields(type(value)) if not field.name.startswith("_")]
+        parts = (f"{name} {_words(getattr(value, name))}" for name in names)
+        return f"{type(value).__name__}: {', '.join(parts)}"
     if isinstance(value, tuple):
-        shown = [_words(each) for each in value[:6]]
-        return ", ".join([*shown, f"... ({len(value):,} values)"] if len(value) > 6 else shown)
+        shown = [_words(each) for each in value[:MOST]]
+        return ", ".join([*shown, f"... ({len(value):,} values)"] if len(value) > MOST else shown)
     if isinstance(value, float):
         return number(value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

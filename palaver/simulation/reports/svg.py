@@ -184,8 +184,8 @@ def _mark(chart: Chart, across: _Scale) -> Iterable[str]:
     x = across.at(value)
     near_end = x + len(words) * _CHARACTER > WIDTH - RIGHT
     anchor, left = ("end", x - 5) if near_end else ("start", x + 5)
-    place = f'x="{left}" y="{HEIGHT - BOTTOM - 8}" text-anchor="{anchor}"'
-    yield f'<line class="mark" x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
+    place = f'x="{left}" y="{TOP - 6}" text-anchor="{anchor}"'
+    yield f'<line class="mark" x1="{x}" x2="{x}" y1="{TOP - 14}" y2="{HEIGHT - BOTTOM}"/>'
     yield f'<text class="marked" {place}>{escape(words)}</text>'
 
 

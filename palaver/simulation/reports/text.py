@@ -76,7 +76,7 @@ def _facts(figures: Summary) -> Iterable[tuple[str, str]]:
     yield "live conversations at most", f"{figures.most_live:,}"
     yield "virtual time", seconds(figures.virtual_s)
     if figures.real_s:
-        yield "real time", seconds(figures.real_s)
+        yield "real time of one core", seconds(figures.real_s)
         yield "simulated turns/s", f"{number(figures.speed)}"
 
 
