@@ -156,10 +156,7 @@ def test_two_points_have_no_knee() -> None:
 def test_a_sweep_names_the_knee_of_its_throughput_and_what_it_costs_there() -> None:
     text = report_text(made_sweep(SATURATING, lambda value: 200 / value))
     assert re.search(r"^40 .*<- knee$", text, re.M)
-    assert (
-        "The knee of throughput is at limits.model_calls = 40: there it is 8 turns/s, 98 % of the most"
-        in text
-    )
+    assert "The knee of throughput is at limits.model_calls = 40: there it is 8 turns/s, 98 % of" in text
     assert "with latency p50 2.50 s and p95 4.75 s" in text
     assert "Satopaa" in text
 

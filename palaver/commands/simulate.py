@@ -189,8 +189,9 @@ def simulate(
     if database is not None and database.exists():
         raise click.UsageError(f"{str(database)!r} exists; --database makes a new file.")
     runs.jobs = [evolve(job, trace=trace, database=database, acts=acts) for job in runs.jobs]
-    for path in (html, trace):
-        _writable(path)
+    for path in (html, trace, database):
+        if path is not None:
+            _check_writable(path)
     try:
         _live(runs, jobs)
     except KeyboardInterrupt:
@@ -222,12 +223,12 @@ def _refuse(problems: Sequence[object]) -> NoReturn:
     sys.exit(2)
 
 
-def _writable(path: Path | None) -> None:
+def _check_writable(path: Path) -> None:
     """Say before the work that a file cannot be written, rather than after it."""
-    if path is not None:
-        path.parent.mkdir(parents=False, exist_ok=True)
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise click.UsageError(f"{str(path)!r} cannot be written.")
+    if not path.parent.is_dir():
+        raise click.UsageError(f"{str(path)!r} cannot be written: there is no folder {str(path.parent)!r}.")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise click.UsageError(f"{str(path)!r} cannot be written: permission denied.")
 
 
 def _live(runs: _Runs, jobs: int) -> None:
