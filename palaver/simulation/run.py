@@ -139,12 +139,12 @@ class Run:
         number = next(self._numbers)
         return Message(f"{by}.{number}", number, by, agent, sender, lane="", steers=False)
 
-    def said(self, act: Act, content: str, agent: str) -> Message:
-        """The message of an act."""
+    def said(self, act: Act, content: str, agent: str, *, alone: bool) -> Message:
+        """The message of an act. `alone`: no other call of its sender is under way, and may come first."""
         steers, key = act.what == "steer", act.facts.get("key")
-        lane = "" if key is not None else "queue"
+        lane = "queue" if alone and key is None else ""
         if steers:  # one waits for its turn to go on, and the next may overtake it where that one dies
-            lane = "" if self.plan.rates.deaths_per_hour else f"steers {self.ledger.life}"
+            lane = "" if self.plan.rates.deaths_per_hour or not alone else f"steers {self.ledger.life}"
         message = Message(content, next(self._numbers), act.who, agent, act.who, lane=lane, steers=steers)
         message.key = None if key is None else str(key)
         return message

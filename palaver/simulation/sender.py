@@ -60,6 +60,7 @@ class Sender:
         self._topic = 0
         self._keyed: dict[int, Act] = {}  # sent with a key, and the result not known
         self._said: dict[int, Message] = {}  # of acts that are not over
+        self._calls = 0  # that have not returned
         self._rt: Runtime
 
     def begin_life(self, rt: Runtime) -> None:
@@ -153,6 +154,14 @@ class Sender:
             self.cid = self._rt.get_or_create(AGENT, self.name)
 
     def _say(self, act: Act, again: bool) -> Ticket:
+        alone = not self._calls
+        self._calls += 1
+        try:
+            return self._handed_over(act, again, alone)
+        finally:
+            self._calls -= 1
+
+    def _handed_over(self, act: Act, again: bool, alone: bool) -> Ticket:
         run, cid, content = self._run, self.cid, content_of(act)
         if not again and act.what == "send":
             run.figures.sent(act.number)
@@ -161,7 +170,8 @@ class Sender:
             self._keyed[act.number] = act
         message = None
         if run.check:
-            message = self._said.setdefault(act.number, run.said(act, content, AGENT))
+            said = run.said(act, content, AGENT, alone=alone)
+            message = self._said.setdefault(act.number, said)
             run.ledger.sent(message, run.watch.handle_of(cid))
         try:
             if act.what == "steer":

@@ -91,7 +91,13 @@ def _needs_file(workload: Workload) -> bool:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No log output, and no garbage collection at moments that depend on how much memory is in use."""
+    """No log output, and no garbage collection at moments that depend on how much memory is in use.
+
+    Inside another one it does nothing: who lives many workloads collects now and then, not for each.
+    """
+    if not gc.isenabled():
+        yield
+        return
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     gc.collect()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import compileall
 import contextlib
 import itertools
+import json
 import os
 import re
 import shutil
@@ -41,6 +42,14 @@ for name in sys.argv[2:]:
     found = importlib.util.find_spec(name)
     origin = found.origin if found else None
     assert origin and origin.startswith(sys.argv[1]), f"{name} would come from {origin}, not from the copy"
+"""
+
+_HUNT = """
+from gevent import monkey; monkey.patch_all()
+import sys
+sys.path.insert(0, "tests")
+from reliability.workloads import hunt
+hunt(int(sys.argv[1]), int(sys.argv[2]))
 """
 
 
@@ -130,6 +139,15 @@ class Garden:
             if each not in tests:
                 ran[each] = self._run_check(each, tree, limit_s)
         return ran
+
+    def hunt(self, bug: Bug, seeds: int, enough: int) -> list[tuple[int, int, str]]:
+        """Plant a bug, and live workloads: each seed, the guarantee that broke (0: none), words."""
+        with self.copy(f"bug {bug.number}") as tree:
+            plant(bug, tree)
+            self._make_sure_of(tree)
+            _, out, _ = self._python(["-c", _HUNT, str(seeds), str(enough)], tree, bug.limit_s)
+        whole = [line for line in out.splitlines(keepends=True) if line.endswith("\n")]
+        return [tuple(json.loads(line)) for line in whole]
 
     def _make_sure_of(self, tree: Path) -> None:
         status, _, words = self._python(["-c", _WHERE, str(tree), *PACKAGES], tree, BASELINE_LIMIT_S)

@@ -29,7 +29,7 @@ def main(numbers: tuple[int, ...], quick: bool, jobs: int, as_json: bool, markdo
     """Plant bugs in copies of the code and see that the tests and checks notice them: all, or those with
     these NUMBERS. The exit status is 1 when one is missed."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    bugs = _chosen(numbers, quick)
+    bugs = chosen(numbers, quick)
     for bug in bugs:
         planted(bug)  # says at once which of them does not apply any more
     began = time.monotonic()
@@ -48,7 +48,8 @@ def main(numbers: tuple[int, ...], quick: bool, jobs: int, as_json: bool, markdo
     sys.exit(0 if not unsound and all(outcome.caught for outcome in outcomes) else 1)
 
 
-def _chosen(numbers: Sequence[int], quick: bool) -> list[Bug]:
+def chosen(numbers: Sequence[int], quick: bool) -> list[Bug]:
+    """The bugs to run: those with these numbers; the first twelve; or all."""
     bugs = all_bugs()
     unknown = [number for number in numbers if number not in {bug.number for bug in bugs}]
     if unknown:
