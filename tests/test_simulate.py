@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,10 +13,16 @@ from attrs import evolve
 from actors.conversation import ConversationActor
 from palaver import InvalidConfig, Limits
 from palaver.simulation.distributions import Exponential, Fixed, LogNormal, Uniform
+from palaver.simulation.errors import SimulationError
+from palaver.simulation.lateness import LateCommitter
 from palaver.simulation.outcome import percentile
 from palaver.simulation.shrinking import ddmin, shrink
 from palaver.simulation.simulating import simulate
 from palaver.simulation.workload import Arrivals, Faults, Provider, Senders, Workload
+from persistence.batches import Item
+from persistence.database import MEMORY, close_database, open_database
+from persistence.verify import verify
+from persistence.writes import TurnUpdate, WriteSet
 
 BUSY = Workload(
     senders=Senders(
@@ -80,6 +87,27 @@ def test_an_open_arrival_does_not_wait_for_the_provider() -> None:
     assert percentile(fast.wait_s, 99) < 2.0
 
 
+def test_late_commits_change_nothing_that_can_be_seen(tmp_path: Path) -> None:
+    late = simulate(BUSY, 5, check=False)
+    assert simulate(BUSY, 5, check=False, database=tmp_path / "kept.db") == late
+    assert late.commits > 100
+    db = open_database(tmp_path / "kept.db", create=False)
+    assert verify(db) == []
+    close_database(db)
+    with pytest.raises(SimulationError, match="exists"):
+        simulate(BUSY, 5, database=tmp_path / "kept.db")
+
+
+def test_a_late_write_that_fails_is_said() -> None:
+    committer = LateCommitter(MEMORY)
+    committer.open()
+    committer.run([Item(WriteSet(turn_updates=(TurnUpdate(77, "done"),)))])
+    assert committer.wrong is None
+    committer.run([Item(lambda db: None)])
+    assert "check=True" in str(committer.wrong)
+    committer.close()
+
+
 ADVERSE = evolve(
     BUSY,
     compact_threshold=200,
@@ -96,8 +124,8 @@ ADVERSE = evolve(
 
 
 def test_crashes_full_disks_and_deaths_lose_nothing() -> None:
-    outcomes = [simulate(ADVERSE, seed) for seed in range(6)]
-    assert [outcome.violation for outcome in outcomes] == [None] * 6
+    outcomes = [simulate(ADVERSE, seed) for seed in range(4)]
+    assert [outcome.violation for outcome in outcomes] == [None] * 4
     assert sum(outcome.crashes for outcome in outcomes) > 10
 
 

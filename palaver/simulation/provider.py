@@ -132,6 +132,8 @@ class Provider:
         self._profile = run.workload.provider
         self._rates = run.plan.rates
         self._streams = Streams("provider", run.seed)
+        faults = ("limited", "limited"), ("error", "errors"), ("empty", "empty"), ("cut", "cuts")
+        self._faults = [(fault, rate) for fault, name in faults if (rate := getattr(self._rates, name))]
         self._others = 0
         self.slots = Slots(self._profile.concurrency)
 
@@ -237,19 +239,14 @@ class Provider:
 
     def _draw(self, act: int, place: int, attempt: int, request: ModelRequest) -> Answer:
         rng, profile, rates = self._streams(act, place, attempt), self._profile, self._rates
-        limited, error, empty, cut, stall, tool, jitter = [rng.random() for _ in range(7)]
-        calm = self._run.healing
-        fault = ""
+        chance, stall, tool, jitter = rng.random(), rng.random(), rng.random(), rng.random()
+        calm, fault = self._run.healing, ""
         if not calm:
-            for name, chance, rate in (
-                ("limited", limited, rates.limited),
-                ("error", error, rates.errors),
-                ("empty", empty, rates.empty),
-                ("cut", cut, rates.cuts),
-            ):
+            for name, rate in self._faults:
                 if chance < rate:
                     fault = name
                     break
+                chance -= rate
         tokens = max(1.0, profile.tokens_out.draw(rng))
         speed = profile.tokens_per_s.draw(rng)
         return Answer(
