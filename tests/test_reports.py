@@ -248,7 +248,8 @@ def test_a_violation_is_told_with_number_words_seed_instant_acts_and_command() -
     assert "Guarantee 7 did not hold on seed 3, 12.5 s of virtual time after the run began" in text
     assert f"promised: {GUARANTEES[7]}" in text
     assert re.search(r"2 acts that show it:\n +1 s +#4 +s1 +send chars=10\n +2.5 s +#9 +s1 +steer\n", text)
-    assert "to see it again: palaver simulate rush.toml --seed 3" in text
+    assert "to see it again: palaver simulate rush.toml --seed 3\n" in text
+    assert "alone: palaver simulate rush.toml --seed 3 --acts 4@1.0,9@2.5\n" in text
     assert '{"at": 12.5}' in text
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 from click.testing import CliRunner, Result
 from support import ROOT
 from terminal import Child, children_without_monitor
@@ -30,8 +31,9 @@ from palaver.simulation import (
     run_seeds,
     runs,
     simulate,
+    worker,
 )
-from palaver.simulation.worker import Ended, Job
+from palaver.simulation.worker import Ended, Job, Shrunk
 
 __all__ = ["children_without_monitor"]
 
@@ -137,7 +139,8 @@ def test_one_run_leaves_its_trace_and_its_database(small: Path, tmp_path: Path) 
         (["--sweep", "senders=5"], "senders"),
         (["--seeds", "1..2", "--trace", "t.jsonl"], "--trace is for one run, and these are 2"),
         (["--sweep", "senders.count=5,6", "--database", "d.db"], "--database is for one run"),
-        (["--acts", "1,x"], "no numbers of acts"),
+        (["--acts", "1,x"], "no acts such as 3,17"),
+        (["--acts", "1,2@3"], "no acts such as 3,17"),
         (["--html", "missing/report.html"], "missing"),
         (["--trace", "missing/trace.jsonl"], "missing"),
         (["--database", "small.toml"], "exists"),
@@ -183,17 +186,20 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
 # -- violations, and runs that fail ----------------------------------------------------------------
 
 
-def lived(monkeypatch: pytest.MonkeyPatch, *outcomes: Outcome | SimulationError) -> None:
-    """Let the command's runs come to this."""
+def lived(monkeypatch: pytest.MonkeyPatch, *outcomes: Outcome | SimulationError) -> list[Job]:
+    """Let the command's runs come to this. The jobs will be in the list."""
+    seen: list[Job] = []
 
     def live(wanted: list[Job], **_options: object) -> Iterator[tuple[int, Outcome]]:
-        for number, _job in enumerate(wanted):
+        seen.extend(wanted)
+        for number in range(len(wanted)):
             found = outcomes[number % len(outcomes)]
             if isinstance(found, SimulationError):
                 raise found
             yield number, found
 
     monkeypatch.setattr(command, "live", live)
+    return seen
 
 
 def test_a_violation_is_status_1_and_its_command_names_the_file_and_the_value(
@@ -210,6 +216,32 @@ def test_a_violation_is_status_1_and_its_command_names_the_file_and_the_value(
     assert f"palaver simulate {small} --seed 8 --sweep 'provider.over=\"429\"'\n" in swept.stdout
     as_json = run(small, "--seed", 8, "--sweep", "senders.count=1,2", "--json")
     assert (as_json.exit_code, json.loads(as_json.stdout)["violations"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("given", "acts"),
+    [("3,17", [3, 17]), ("4@1.0,9@2.5", {4: 1.0, 9: 2.5}), ("4@1e-06", {4: 1e-06}), (None, None)],
+)
+def test_acts_are_lived_alone_and_at_their_instants(
+    small: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, acts: object
+) -> None:
+    seen = lived(monkeypatch, outcome(8))
+    run(small, "--seed", 8, *(["--acts", given] if given else []))
+    assert [job.acts for job in seen] == [acts]
+
+
+@pytest.mark.parametrize("acts", [None, {4: 1.0}])
+def test_what_shows_a_violation_is_made_small_unless_it_already_is(
+    monkeypatch: pytest.MonkeyPatch, acts: dict[int, float] | None
+) -> None:
+    small = evolve(BROKEN, acts=BROKEN.acts[:1])
+    monkeypatch.setattr(worker, "simulate", lambda *_args, **_options: outcome(8, violation=BROKEN))
+    monkeypatch.setattr(worker, "shrink", lambda *_args, **_options: small)
+    told: list[object] = []
+    ended = worker.answer(Job(Workload(), 8, acts=acts), told.append)
+    assert isinstance(ended, Ended)
+    assert ended.outcome.violation == (small if acts is None else BROKEN)
+    assert told == ([Shrunk(0, 2)] if acts is None else [])
 
 
 def test_a_run_that_cannot_be_lived_is_one_line_and_status_1(

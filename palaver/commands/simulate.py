@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +26,7 @@ from palaver.simulation.workload import Workload
 from palaver.toml.reading import BadConfigFile
 
 MOST_SEEDS = 1_000_000
+_ACT = re.compile(r"(\d{1,12})(?:@(\d{1,12}(?:\.\d{1,20})?(?:e-\d{1,3})?))?")
 _SEEDS = re.compile(r"(\d{1,18})(?:\.\.(\d{1,18}))?")
 
 
@@ -61,18 +62,20 @@ class _Swept(click.ParamType["_Setting"]):
         return _Setting(key.strip(), tuple(found))
 
 
-class _Acts(click.ParamType[tuple[int, ...]]):
-    """ "3,17,20"."""
+class _Acts(click.ParamType[Mapping[int, float] | Sequence[int]]):
+    """ "3,17,20", or each with the virtual second at which it begins: "3@1.5,17@2.25"."""
 
-    name = "N,..."
+    name = "N[@S],..."
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        try:
-            return tuple(int(each) for each in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} are no numbers of acts such as 3,17,20", param, ctx)
+    ) -> Mapping[int, float] | Sequence[int]:
+        parts = [_ACT.fullmatch(part.strip()) for part in value.split(",")]
+        found = [(int(part[1]), part[2]) for part in parts if part is not None]
+        timed = {number: float(at_s) for number, at_s in found if at_s is not None}
+        if len(found) < len(parts) or (timed and len(timed) < len(found)):
+            self.fail(f"{value!r} are no acts such as 3,17 or 3@1.5,17@2.25", param, ctx)
+        return timed or [number for number, _ in found]
 
 
 @frozen
@@ -153,7 +156,7 @@ class _Runs:
     metavar="FILE",
     help="Keep the one run's database in this file, which must not exist.",
 )
-@click.option("--acts", type=_Acts(), help="Live only these acts of the plan, as a violation names them.")
+@click.option("--acts", type=_Acts(), help="Live only these acts of the plan, as a violation tells them.")
 def simulate(
     file: str,
     seed: int | None,
@@ -165,7 +168,7 @@ def simulate(
     html: Path | None,
     trace: Path | None,
     database: Path | None,
-    acts: tuple[int, ...] | None,
+    acts: Mapping[int, float] | Sequence[int] | None,
 ) -> None:
     """Live a workload on virtual time, and report what it was like.
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
-import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,7 +35,7 @@ class Job:
     workload: Workload
     seed: int
     check: bool = True
-    acts: tuple[int, ...] | None = None
+    acts: Mapping[int, float] | Sequence[int] | None = None
     trace: Path | None = None
     database: Path | None = None
     shrunk: bool = True
@@ -86,7 +85,7 @@ def main() -> None:
             job = pickle.load(jobs)
         except EOFError:
             return
-        tell(_answer(job, tell))
+        tell(answer(job, tell))
 
 
 def _teller(answers: BinaryIO) -> Callable[[Told], None]:
@@ -100,7 +99,8 @@ def _teller(answers: BinaryIO) -> Callable[[Told], None]:
     return tell
 
 
-def _answer(job: Job, tell: Callable[[Told], None]) -> Told:
+def answer(job: Job, tell: Callable[[Told], object]) -> Ended | Failed:
+    """Live a job, and tell how far it is on the way."""
     try:
         return Ended(_lived(job, tell))
     except PalaverError as error:
@@ -111,7 +111,7 @@ def _answer(job: Job, tell: Callable[[Told], None]) -> Told:
         return Failed(f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
-def _lived(job: Job, tell: Callable[[Told], None]) -> Outcome:
+def _lived(job: Job, tell: Callable[[Told], object]) -> Outcome:
     clock = SystemClock()
     next_s = 0.0
 
@@ -140,7 +140,6 @@ def _lived(job: Job, tell: Callable[[Told], None]) -> Outcome:
             trace.close()
     if outcome.violation is None or not job.shrunk or job.acts is not None:
         return outcome
-    sys.stdout.flush()
     tell(Shrunk(0, len(outcome.violation.acts)))
     smaller = shrink(
         job.workload,

@@ -14,8 +14,8 @@ from palaver.simulation.reports.settings import changed_settings
 from palaver.simulation.reports.summary import Summary, summary
 from palaver.simulation.reports.sweep_plots import sweep_plots
 from palaver.simulation.reports.sweeping import METHOD, Swept, in_figures
-from palaver.simulation.reports.text import MOST_ACTS, MOST_RUNS, act_words
-from palaver.simulation.reports.words import in_short, violated
+from palaver.simulation.reports.text import MOST_RUNS, act_words
+from palaver.simulation.reports.words import MOST_ACTS, alone, in_short, violated
 from palaver.simulation.runs import Sweep
 
 
@@ -184,6 +184,8 @@ def _violation(violation: Violation, seed: int) -> Iterable[str]:
         yield f"<p>Promised: {escape(promise)}.</p>"
     if violation.again:
         yield f"<p>To see it again:</p><pre>{escape(violation.again)}</pre>"
+        for command in alone(violation):
+            yield f"<p>With these acts alone:</p><pre>{escape(command)}</pre>"
     if violation.acts:
         rows = [
             [f"{act.at_s:.6g}", str(act.number), act.who, act_words(act)]

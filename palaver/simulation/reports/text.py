@@ -9,11 +9,10 @@ from palaver.simulation.reports.guarantees import GUARANTEES
 from palaver.simulation.reports.numbers import counted, kinds, number, seconds
 from palaver.simulation.reports.summary import Spread, Summary, summary
 from palaver.simulation.reports.sweeping import METHOD, Swept, in_figures
-from palaver.simulation.reports.words import in_short, violated
+from palaver.simulation.reports.words import MOST_ACTS, alone, in_short, violated
 from palaver.simulation.runs import Sweep
 
 MOST_RUNS = 40
-MOST_ACTS = 30
 PERCENTILES = ("p50", "p90", "p95", "p99", "max")
 
 
@@ -146,6 +145,7 @@ def violation_text(violation: Violation, seed: int) -> str:
         lines += ["  the last lines of the trace:", *(f"    {line}" for line in violation.last[-10:])]
     if violation.again:
         lines.append(f"  to see it again: {violation.again}")
+        lines += [f"  with these acts alone: {command}" for command in alone(violation)]
     return "\n".join(lines)
 
 

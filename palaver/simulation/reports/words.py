@@ -8,6 +8,7 @@ from palaver.simulation.outcome import Outcome, Sample, Violation
 from palaver.simulation.reports.numbers import counted, kinds, number, percent, seconds
 from palaver.simulation.reports.summary import Summary, summary
 
+MOST_ACTS = 30
 _OFTEN = 0.1
 
 
@@ -108,3 +109,11 @@ def violated(violation: Violation, seed: int) -> str:
         f"Guarantee {violation.guarantee} did not hold on seed {seed}, {number(violation.at_s)} s of virtual "
         f"time after the run began: {violation.words}"
     )
+
+
+def alone(violation: Violation) -> list[str]:
+    """The command that lives nothing but the acts that show it, if they are few."""
+    if not violation.again or not 0 < len(violation.acts) <= MOST_ACTS:
+        return []
+    acts = ",".join(f"{act.number}@{act.at_s!r}" for act in violation.acts)
+    return [f"{violation.again} --acts {acts}"]
