@@ -42,6 +42,8 @@ class Accepting(Ending):
             self._steer(ticket)
             return
         busy = self._activity is not None or bool(self._queue) or self._steering > 0
+        if not busy and ticket.key is None:
+            ticket.eager, ticket.state = True, "running"
         refusal = self._refusal_of(ticket, busy=busy)
         if refusal is not None:
             self._refuse(ticket, refusal)
@@ -51,11 +53,11 @@ class Accepting(Ending):
             self._queue.put_first(ticket)
         else:
             self._queue.append(ticket)
-        ticket.eager = not busy and ticket.key is None
-        self._publish()
         self._journal_turn(ticket, "queued" if busy else "running")
         if ticket.eager:
             self._advance()
+        else:
+            self._publish()
 
     def _refusal_of(self, ticket: Ticket, *, busy: bool) -> Exception | None:
         """Why a message cannot be taken; None if it is counted as taken now."""

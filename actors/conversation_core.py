@@ -24,7 +24,7 @@ from actors.messages import (
 )
 from actors.opening import log_repairs
 from actors.services import Services
-from actors.state import CompactOutcome, ConversationState, Fate
+from actors.state import CompactOutcome, ConversationPhase, ConversationState, Fate
 from actors.storage import notify
 from actors.ticket import Ticket
 from actors.transfer import MovedConversation
@@ -133,8 +133,10 @@ class ConversationCore(GreenletActor):
 
     def _finish(self, ticket: Ticket, result: TurnResult) -> None:
         """Answer everybody who waits for a turn; for a topic, its end is committed."""
+        services = self._services
         ticket.finish(result)
-        emit(self._services, self._state, ticket, Done(result))
+        if services.directory.streams or services.hooks.on_event_hooks:  # the ticket's own have ended
+            emit(services, self._state, ticket, Done(result))
 
     def _answer_cancels(self, turn_id: int, *, ended_it: bool) -> None:
         """Tell who cancelled a turn how it went; who cancelled whatever ran hears that something did."""
@@ -228,13 +230,13 @@ class ConversationCore(GreenletActor):
     # -- telling others ----------------------------------------------------------------------------
 
     def _publish(self) -> None:
-        state = self._state
+        state, directory = self._state, self._services.directory
         state.queued = len(self._queue)
-        directory = self._services.directory
-        if self._closing:
-            directory.set_phase(state, "closing")
-        else:
-            directory.set_phase(state, "idle" if self._activity is None else "running")
+        phase: ConversationPhase = "closing" if self._closing else "running"
+        if phase == "running" and self._activity is None:
+            phase = "idle"
+        if state.phase != phase:
+            directory.set_phase(state, phase)
         directory.measure(state)
 
     def _tell_registry(self, notice: object) -> None:

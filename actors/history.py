@@ -58,26 +58,22 @@ class LiveHistory:
 
     Models refuse a tool call without its results, and a result without its call. Where the stored entries
     have such a thing, what the model is shown is repaired, visibly; `repairs` counts that. What is stored
-    stays as it is.
+    stays as it is. `bytes` is about how much memory it takes.
     """
 
-    __slots__ = ("_open_calls", "chars", "entries", "repairs", "wire")
+    __slots__ = ("_open_calls", "bytes", "chars", "entries", "repairs", "wire")
 
     def __init__(self, entries: Iterable[HistoryEntry] = ()) -> None:
         self.entries: list[HistoryEntry] = []
         self.wire: list[Message] = []
         self.chars = 0
+        self.bytes = 0
         self.repairs = 0
         self._open_calls: dict[str, ToolCall] | None = None  # calls of the last assistant entry
         self.extend(entries)
 
     def __len__(self) -> int:
         return len(self.entries)
-
-    @property
-    def bytes(self) -> int:
-        """About how much memory it takes."""
-        return self.chars + ENTRY_BYTES * len(self.entries)
 
     def extend(self, entries: Iterable[HistoryEntry]) -> None:
         """Add committed entries at the end."""
@@ -116,12 +112,16 @@ class LiveHistory:
     def _add(self, entry: HistoryEntry) -> None:
         self.entries.append(entry)
         self.wire.append(to_wire(entry))
-        self.chars += entry_chars(entry)
+        chars = entry_chars(entry)
+        self.chars += chars
+        self.bytes += chars + ENTRY_BYTES
 
     def cut(self, length: int) -> None:
         """Drop the entries behind the first `length`."""
         dropped = self.entries[length:]
-        self.chars -= sum(entry_chars(entry) for entry in dropped)
+        chars = sum(entry_chars(entry) for entry in dropped)
+        self.chars -= chars
+        self.bytes -= chars + ENTRY_BYTES * len(dropped)
         del self.entries[length:], self.wire[length:]
         self._open_calls = None
 
@@ -130,6 +130,7 @@ class LiveHistory:
         self.entries = [summary]
         self.wire = [to_wire(summary)]
         self.chars = entry_chars(summary)
+        self.bytes = self.chars + ENTRY_BYTES
         self._open_calls = None
 
     def seen_by(self, guest: str, host: str) -> list[Message]:

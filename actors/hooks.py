@@ -27,11 +27,13 @@ class Hooks:
     `on_event(agent, conversation_id, event)` sees every event, in the turn's greenlet;
     `preprocess(agent, content)` returns the text to run with, or None to keep it.
 
+    `before_turn` says whether there is anything to do before a turn.
+
     They run in the order in which they were given. All but `on_build_agent`, whose error reaches the
     caller of `add_agent`, may raise without harm: the turn goes on without them.
     """
 
-    __slots__ = ("_before_run", "_on_build_agent", "_preprocess", "on_event_hooks")
+    __slots__ = ("_before_run", "_on_build_agent", "_preprocess", "before_turn", "on_event_hooks")
 
     def __init__(self, hooks: Iterable[object] = ()) -> None:
         hooks = tuple(hooks)
@@ -41,6 +43,7 @@ class Hooks:
         self._on_build_agent = _methods(hooks, "on_build_agent")
         self._before_run = _methods(hooks, "before_run")
         self._preprocess = _methods(hooks, "preprocess")
+        self.before_turn = bool(self._before_run or self._preprocess)
         self.on_event_hooks = _methods(hooks, "on_event")
 
     def build_agent(self, config: AgentConfig) -> AgentConfig:

@@ -93,8 +93,10 @@ class Journal:
 
         fired = () if ticket.timer is None else (ticket.timer,)
         if ticket.key is None:
-            retried = () if ticket.retries is None else (Retried(ticket.retries, ticket.turn_id),)
-            writes = WriteSet(new_turns=(row,), retried=retried, timer_updates=fired)
+            writes = WriteSet((row,))
+            if fired or ticket.retries is not None:
+                retried = () if ticket.retries is None else (Retried(ticket.retries, ticket.turn_id),)
+                writes = WriteSet((row,), retried=retried, timer_updates=fired)
             self._store_with_owed(writes, stored)
             return
         if self._fence is not None:
@@ -231,12 +233,12 @@ class Journal:
         """
         now = self._clock.wall()
         writes = WriteSet(
-            new_turns=tuple(self._row(steer.ticket, "queued") for steer in leftovers),
+            new_turns=tuple([self._row(steer.ticket, "queued") for steer in leftovers]),
             turn_updates=(self._ended(ticket, result),),
             entries=self._entries(ticket.turn_id, entries, now),
             steer_updates=(
-                *(SteerUpdate(steer, ticket.turn_id) for steer in steers),
-                *(SteerUpdate(steer.id, steer.ticket.turn_id) for steer in leftovers),
+                *[SteerUpdate(steer, ticket.turn_id) for steer in steers],
+                *[SteerUpdate(steer.id, steer.ticket.turn_id) for steer in leftovers],
             ),
             session_updates=(self._session_update(len(entries), now),),
             events=(NewEvent(self.session_id, ticket.turn_id, now, trace),),
@@ -312,9 +314,11 @@ class Journal:
         if self._fence is not None:
             then(None, self._fence)
             return
+        if not self._owed:
+            self._store.write(writes, then)
+            return
         owed, self._owed = self._owed, ()
-        together = merged((*owed, writes)) if owed else writes
-        self._store.write(together, self._owing(owed, then))
+        self._store.write(merged((*owed, writes)), self._owing(owed, then))
 
     def _owing(
         self, owed: tuple[WriteSet, ...], then: Callable[[Any, BaseException | None], None]
@@ -350,27 +354,23 @@ class Journal:
         return evolve(row, result=result, error=result.error, finished_at=self._clock.wall())
 
     def _row(self, ticket: Ticket, state: TurnState) -> TurnRow:
+        # By their places, as is what follows: every turn makes them, and names take longer.
         return TurnRow(
-            id=ticket.turn_id,
-            session_id=self.session_id,
-            sender=ticket.sender,
-            content=ticket.content,
-            state=state,
-            attempts=1 if state == "running" else 0,
-            key=ticket.key,
-            guest=ticket.guest,
-            tool_choice=ticket.tool_choice,
-            accepted_at=ticket.accepted_at or self._clock.wall(),
+            ticket.turn_id,
+            self.session_id,
+            ticket.sender,
+            ticket.content,
+            state,
+            1 if state == "running" else 0,
+            ticket.key,
+            ticket.guest,
+            ticket.tool_choice,
+            ticket.accepted_at or self._clock.wall(),
         )
 
     def _ended(self, ticket: Ticket, result: TurnResult) -> TurnUpdate:
-        return TurnUpdate(
-            ticket.turn_id,
-            STATE_OF_STOP[result.stop_reason],
-            result=result,
-            error=result.error,
-            finished_at=self._clock.wall(),
-        )
+        state = STATE_OF_STOP[result.stop_reason]
+        return TurnUpdate(ticket.turn_id, state, None, result, result.error, self._clock.wall())
 
     def _entries(self, turn_id: int, entries: Sequence[HistoryEntry], now: float) -> tuple[NewEntry, ...]:
         session, seq = self.session_id, self.next_seq

@@ -151,6 +151,16 @@ def _nothing() -> None:
     """What is left of a turn's function when it has ended."""
 
 
+def in_own_turn(conversation_id: int | None) -> bool:
+    """Whether this is a greenlet of the turn that runs in a conversation; None is any."""
+    current: Any = _current()
+    if isinstance(current, _TurnWorker):
+        current = current.task
+    elif not isinstance(current, TurnGreenlet):
+        return False
+    return current is not None and conversation_id in (None, current.conversation_id)
+
+
 def check_not_own_turn(conversation_id: int | None, what: str) -> None:
     """Refuse to wait, in a turn's own greenlets, for something that this turn has to end for.
 
@@ -161,10 +171,7 @@ def check_not_own_turn(conversation_id: int | None, what: str) -> None:
     Raises:
         Deadlock: it would never come.
     """
-    current = _current()
-    if isinstance(current, _TurnWorker):
-        current = current.task
-    if isinstance(current, TurnGreenlet | TurnRun) and conversation_id in (None, current.conversation_id):
+    if in_own_turn(conversation_id):
         raise Deadlock(
             f"{what} would wait for the very turn that asks for it, for ever: do not wait for it in a tool "
             "or hook of that conversation (submit() does not wait), or ask from a greenlet of its own"

@@ -58,6 +58,8 @@ def run_round(model: Model, request: ModelRequest, emit: Emit | None) -> Round:
 class Reader:
     """Reads one answer; keeps at most one segment open."""
 
+    __slots__ = ("_calls", "_emit", "_finish_reason", "_open", "_reasoning", "_text", "_usage")
+
     def __init__(self, emit: Emit | None) -> None:
         self._emit = emit
         self._text: list[str] = []
@@ -74,7 +76,8 @@ class Reader:
             for chunk in stream:
                 self.take(chunk)
         finally:
-            self.end_segment()
+            if self._open is not None:
+                self.end_segment()
             close = getattr(stream, "close", None)  # generators have one, other iterators need not
             if close is not None:
                 close()
@@ -131,7 +134,7 @@ class Reader:
 
     def whole(self, request: ModelRequest) -> Round:
         text = "".join(self._text)
-        calls = self._whole_calls(request)
+        calls = self._whole_calls(request) if self._calls else ()
         if self._finish_reason is None and (text or calls or self._reasoning):
             raise ModelError(
                 "the model's answer ended without a finish reason: it was cut off, nothing of it is kept",
@@ -140,8 +143,6 @@ class Reader:
         return Round(text, "".join(self._reasoning), calls, self._finish_reason, self._usage)
 
     def _whole_calls(self, request: ModelRequest) -> tuple[ToolCall, ...]:
-        if not self._calls:
-            return ()
         given = {mend_text(call[0] or ""): True for call in self._calls.values()}
         taken: dict[str, bool] = {}
         calls: list[ToolCall] = []

@@ -34,6 +34,10 @@ def check_text(
     Raises:
         error: not text, empty, too long, or with a NUL or a lone surrogate in it.
     """
+    if isinstance(value, str) and value.isascii() and "\x00" not in value:  # most text: the quick way
+        fits = most is None or len(value) <= most
+        if fits and value and not value.isspace():
+            return value
     if not isinstance(value, str):
         raise error(f"{what} must be text, not {type(value).__name__}")
     if not value.strip() and not empty:

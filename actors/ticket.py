@@ -20,7 +20,7 @@ from actors.events import Done, Event
 from actors.feed import EventStream
 from actors.greenlet import GreenletFuture
 from actors.messages import CancelTurn
-from actors.own_turn import check_not_own_turn
+from actors.own_turn import check_not_own_turn, in_own_turn
 from persistence.records import (
     STATE_OF_STOP,
     TERMINAL_STATES,
@@ -126,7 +126,7 @@ class Ticket:
 
     @state.setter
     def state(self, state: TurnState) -> None:
-        if self._counted and self._counts is not None and state != self._state:
+        if state != self._state and self._counted and self._counts is not None:
             self._counts.release(self.turn_id, self._state)
             self._counts.hold(self.turn_id, state, self.accepted_at)
         self._state = state
@@ -145,7 +145,7 @@ class Ticket:
     @property
     def done(self) -> bool:
         """Whether the turn has reached a terminal state."""
-        return self.state in TERMINAL_STATES
+        return self._state in TERMINAL_STATES
 
     def result(self, timeout: float | None = None) -> TurnResult:
         """Wait for the end of the turn, in the calling greenlet.
@@ -160,7 +160,7 @@ class Ticket:
             ConversationClosed, MailboxFull, RuntimeClosed: the message was never accepted, or the
                 runtime was shut down before its turn came.
         """
-        if not self.done:
+        if in_own_turn(self.conversation_id) and not self.done:
             check_not_own_turn(self.conversation_id, f"the result of turn {self.turn_id}")
         try:
             result: TurnResult = self._result.get(timeout=timeout)

@@ -59,6 +59,7 @@ from persistence.records import HistoryEntry, StopReason, ToolCall, TurnResult, 
 logger = logging.getLogger("palaver.turn")
 
 TRACE_VERSION = 1
+NO_USAGE = Usage()
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -76,6 +77,37 @@ class Turn:
         ticket: the message that the turn answers.
         waited: whether it was stored as `queued`, so that its beginning is to be stored now.
     """
+
+    __slots__ = (
+        "_answer",
+        "_base",
+        "_call",
+        "_cancelled",
+        "_chars",
+        "_compaction_paused",
+        "_giving_up",
+        "_injected",
+        "_journal",
+        "_late",
+        "_model",
+        "_pending",
+        "_ref",
+        "_running",
+        "_services",
+        "_state",
+        "_steps",
+        "_usage",
+        "_waited",
+        "_watch",
+        "_wire",
+        "applied",
+        "ended",
+        "run",
+        "started_at",
+        "steers",
+        "ticket",
+        "trace",
+    )
 
     def __init__(
         self,
@@ -102,7 +134,7 @@ class Turn:
         self._pending: list[HistoryEntry] = []
         self._wire: list[Message] = []  # the turn's own messages since the base was taken
         self._chars = 0  # of everything that the next request shows the model
-        self._usage = Usage()
+        self._usage = NO_USAGE
         self._steps = 0
         self._model = ""
         self._answer: str | None = None
@@ -196,15 +228,15 @@ class Turn:
         if self._giving_up is not None:
             self._giving_up.kill(block=False)
         result = TurnResult(
-            text=text,
-            stop_reason=stop_reason,
-            error=None if error is None else mend_text(error),
-            steps=self._steps,
-            usage=self._usage,
-            model=self._model,
-            conversation_id=self._state.id,
-            turn_id=self.ticket.turn_id,
-            retryable=retryable,
+            text,
+            stop_reason,
+            None if error is None else mend_text(error),
+            self._steps,
+            self._usage,
+            self._model,
+            self._state.id,
+            self.ticket.turn_id,
+            retryable,
         )
         if self._journal is not None:
             # As _trace() would write it, which takes ten times as long: every turn has one.
@@ -256,14 +288,16 @@ class Turn:
 
     def _prepare(self, agent: Agent) -> None:
         hooks, state = self._services.hooks, self._state
+        self._base = state.history.seen_by(self.ticket.guest or "", state.agent)
+        self._chars += state.history.chars
+        if not hooks.before_turn:
+            return
         content = hooks.preprocess(state.agent, self.ticket.content)
         if self._pending and content != self.ticket.content:
             self._pending.clear()
             self._wire.clear()
-            self._chars = 0
+            self._chars = state.history.chars
             self._add(HistoryEntry("user", mend_text(content), sender=self.ticket.sender))
-        self._base = state.history.seen_by(self.ticket.guest or "", state.agent)
-        self._chars += state.history.chars
         injected = LiveHistory(hooks.inject(state.agent, state.id, state.history.entries))
         injected.mend()
         if injected.repairs:
@@ -280,16 +314,17 @@ class Turn:
         if number > 1 and choice not in ("auto", "none"):
             choice = "auto"  # a forced call is forced once, or no turn would end
         request = ModelRequest(
-            model=config.model,
-            messages=[*agent.system, *self._base, *self._injected, *self._wire],
-            tools=[] if ticket.guest else agent.schemas,
-            tool_choice=choice,
-            thinking=config.thinking,
-            agent=config.name,
-            sender=state.sender,
-            conversation_id=state.id,
-            turn_id=ticket.turn_id,
-            pause=self._call.pause,
+            config.model,
+            [*agent.system, *self._base, *self._injected, *self._wire],
+            [] if ticket.guest else agent.schemas,
+            choice,
+            config.thinking,
+            "turn",
+            config.name,
+            state.sender,
+            state.id,
+            ticket.turn_id,
+            self._call.pause,
         )
         answer = self._call.run(agent.model, request, self._emit if self._heard else None)
         self._call = None
@@ -367,7 +402,8 @@ class Turn:
 
     def _estimate(self, agent: Agent) -> int:
         chars = self._chars + len(agent.config.system_prompt)
-        chars += sum(len(message["content"] or "") for message in self._injected)
+        if self._injected:
+            chars += sum(len(message["content"] or "") for message in self._injected)
         return -(-chars // CHARS_PER_TOKEN)
 
     def _compact(self, agent: Agent) -> None:

@@ -20,7 +20,7 @@ from actors.messages import (
     SwitchTopic,
     Unpark,
 )
-from actors.own_turn import check_not_own_turn
+from actors.own_turn import check_not_own_turn, in_own_turn
 from actors.state import (
     CompactOutcome,
     SwitchOutcome,
@@ -136,7 +136,7 @@ class Talking(Asking):
             A model failure is no exception but a result with `stop_reason="error"`.
         """
         ticket = self._ticket(cid, content, sender, guest, on_busy, key, tool_choice)
-        if on_busy != "reject":
+        if on_busy != "reject" and in_own_turn(cid):
             check_not_own_turn(cid, f"the result of a turn of conversation {cid}")
         self._hand_over(ticket)
         if key is not None or on_busy == "reject":
