@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from array import array
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 200
 _FIRST_SAMPLE_S = 0.125
+_COLLECTED_AFTER = 2_000  # results
 
 
 class Figures:
@@ -75,6 +77,8 @@ class Figures:
         """Its sender has its result."""
         begun, self._last_s = self._begun.pop(act, None), self._now()
         self.ends += 1
+        if self.ends % _COLLECTED_AFTER == 0:
+            gc.collect(0)  # what was made since the last time; at moments that depend on the run alone
         if done and begun is not None:
             self._latency_s.append(self._last_s - begun[0])
             self._wait_s.append(begun[-1] - begun[0])

@@ -168,7 +168,7 @@ class Plan:
                 for rng, at_s in self._at_random("death", rates.deaths_per_hour)
             ),
             (
-                (at_s, "disk full", {"for_s": self.workload.faults.disk_full_s.draw(rng)})
+                (at_s, "disk full", {"for_s": round(self.workload.faults.disk_full_s.draw(rng), 6)})
                 for rng, at_s in self._at_random("disk full", rates.disk_full_per_hour)
             ),
         )

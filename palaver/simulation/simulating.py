@@ -91,21 +91,18 @@ def _needs_file(workload: Workload) -> bool:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """No log output, and no garbage collection at moments that depend on how much memory is in use.
-
-    Inside another one it does nothing: who lives many workloads collects now and then, not for each.
-    """
-    if not gc.isenabled():
-        yield
-        return
-    before = logging.root.manager.disable
+    """No log output, and no garbage collection at moments that depend on how much memory is in use. Within
+    another one it does nothing: that one ends it."""
+    before, collects = logging.root.manager.disable, gc.isenabled()
     logging.disable(logging.CRITICAL)
-    gc.collect()
-    gc.freeze()
-    gc.disable()
+    if collects:
+        gc.collect()
+        gc.freeze()
+        gc.disable()
     try:
         yield
     finally:
-        gc.enable()
-        gc.unfreeze()
+        if collects:
+            gc.enable()
+            gc.unfreeze()
         logging.disable(before)
