@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 from itertools import islice, pairwise, takewhile
 from pathlib import Path
@@ -101,6 +102,16 @@ def test_recorded_traffic_comes_when_it_came(tmp_path: Path) -> None:
     assert outcome.virtual_s == pytest.approx(1.5, abs=0.01)
 
 
+def test_messages_that_come_while_others_are_being_accepted_have_no_order_to_break(tmp_path: Path) -> None:
+    """The first of each three wakes a topic that has left memory, and a later one may overtake it."""
+    lines = [{"at": at, "sender": "alice"} for at in (0, 20, 20.1, 20.2, 40, 40.1, 40.2)]
+    changes = {"limits.passivate_after_s": 2, "disk.commit_s": {"uniform": [0.01, 0.5]}}
+    workload = recorded(tmp_path, *lines).with_values(changes)
+    outcomes = [simulate(workload, seed) for seed in range(4)]
+    assert [outcome.violation for outcome in outcomes] == [None] * 4
+    assert {outcome.turns["done"] for outcome in outcomes} == {7}
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
@@ -126,3 +137,18 @@ def test_recorded_traffic_that_is_not_there_is_told(tmp_path: Path) -> None:
     workload = Workload(arrivals=Arrivals(kind="recorded", file=str(tmp_path / "gone.jsonl")))
     with pytest.raises(BadConfigFile, match=r"gone\.jsonl:1: cannot be read: No such file"):
         simulate(workload, 1)
+
+
+def test_an_hour_of_ten_thousand_senders_is_a_stream(tmp_path: Path) -> None:
+    path = tmp_path / "traffic.jsonl"
+    path.write_text("".join(f'{{"at": {n / 10}, "sender": "s{n % 100}"}}\n' for n in range(10_000)))
+    hour = Arrivals(kind="diurnal", rate=1, burst_rate=9, period_s=3_600)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in arrivals_until(3_600, hour, senders=10_000)) > 15_000
+        recorded = Workload(arrivals=Arrivals(kind="recorded", file=str(path)))
+        assert sum(1 for _ in arriving(recorded, seeded_random())) == 10_000
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 200_000  # bytes; kept, the messages would take 2 MB and more
