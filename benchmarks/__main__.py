@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -30,11 +31,12 @@ def measure(entries: list[Entry], quick: bool) -> Report:
     for number, entry in enumerate(entries, start=1):
         head = f"[{number:2}/{len(entries)}] {entry.name:<10}"
         command = [sys.executable, "-m", "benchmarks.child", entry.name, "--head", head]
-        began = time.monotonic()
+        began, busy = time.monotonic(), _children_s()
         child = subprocess.run(
             command + (["--quick"] if quick else []), stdout=subprocess.PIPE, text=True, check=False
         )
-        took = f"{head} {time.monotonic() - began:4.0f} s"
+        busy_s = _children_s() - busy
+        took = f"{head} {time.monotonic() - began:4.0f} s ({busy_s:.0f} s of processor time)"
         if child.returncode:
             failed[entry.name] = f"its process ended with {child.returncode}"
             print(f"{took}  FAILED: {failed[entry.name]}", file=sys.stderr)
@@ -43,6 +45,12 @@ def measure(entries: list[Entry], quick: bool) -> Report:
         missed = sum(not goal.reached for goal in parts[-1].goals)
         print(f"{took}  {len(parts[-1].goals) - missed} goals reached, {missed} missed", file=sys.stderr)
     return Report(machine, quick, parts, failed)
+
+
+def _children_s() -> float:
+    """Processor time of all processes that have been started and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def write_markdown(report: Report, path: Path, image: str | None) -> None:

@@ -47,11 +47,12 @@ QUICK = Sizes(
     asks=10_000,
     asks_of_threads=1_000,
     callers=200,
+    asks_each=10,
     tells=20_000,
-    alive=20_000,
+    alive=10_000,
     alive_of_others=1_000,
     starts=5_000,
-    rounds=3,
+    rounds=2,
 )
 
 

@@ -18,7 +18,7 @@ other, all at once, to a model that answers at once and a database whose commits
 with the checks of all guarantees, as it is by default, and without them. Turns per second of processor
 time."""
 SENDERS = (10, 100, 1_000)
-TURNS = 3_000  # of all senders together
+TURNS = 2_000  # of all senders together
 
 
 def rate(senders: int, check: bool) -> float:

@@ -192,9 +192,10 @@ def run(quick: bool, tell: Tell) -> Part:
         for load in LOADS
         for name, words in FIGURES.items()
     ]
-    alone = in_turns({f"raw, {n:,} turns a commit": partial(raw, n) for n in RAW_COMMITS}, rounds, tell)
+    few = 500 if quick else 2_000
+    alone = in_turns({f"raw, {n:,} turns a commit": partial(raw, n, few) for n in RAW_COMMITS}, rounds, tell)
     rows += [Row(f"turns/s, {name}", {"raw": each}) for name, each in alone.items()]
-    curve = by_senders(1 if quick else 5, 1_000 if quick else 10_000, tell)
+    curve = by_senders(1 if quick else 5, 100 if quick else 10_000, tell)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     notes = [f"peak memory of the process: {peak:.0f} MiB"]
     return Part("turns", ABOUT, rows, [curve], _goals(measured), notes, setting("gevent", "sqlite-utils"))
