@@ -207,9 +207,15 @@ def test_a_file_of_numbers_is_read_to_the_line(tmp_path: Path) -> None:
         (lambda: Senders(count=0), "count must be a whole number from 1 on, not 0"),
         (lambda: Senders(steer=1.5), "steer must be a number from 0 to 1"),
         (lambda: Senders(think_s=-1), "think_s must be a number from 0 on"),
-        (lambda: Senders(think_s="2"), 'think_s must be .* not "2"'),
+        (
+            lambda: Senders(think_s="2"),  # type: ignore[arg-type]
+            'think_s must be .* not "2"',
+        ),
         (lambda: Provider(over="later"), "over must be one of wait, 429"),
-        (lambda: Faults(crashes_at_s=[1.0]), "crashes_at_s must be a list of instants"),
+        (
+            lambda: Faults(crashes_at_s=[1.0]),  # type: ignore[arg-type]
+            "crashes_at_s must be a list of instants",
+        ),
         (lambda: Workload(duration_s=float("nan")), "duration_s must be a number of seconds"),
         (lambda: LogNormal(2, 1), "p95 must be a number that is at least the median, 2, not 1"),
         (lambda: LogNormal(0, 1), "median must be a number above 0, not 0"),

@@ -20,6 +20,7 @@ from persistence.sources import seeded_random
 if TYPE_CHECKING:
     from random import Random
 
+    from palaver.simulation.arrivals import Arrival
     from palaver.simulation.workload import Rate, Workload
 
 WORLD = "world"
@@ -109,9 +110,16 @@ class Plan:
             yield Act(number, who, what, at_s, self._facts(what, rng))
 
     def arrivals(self) -> Iterator[Act]:
-        """The messages of an open arrival, in the order in which they come."""
+        """The messages of an open arrival, in the order in which they come.
+
+        Raises:
+            BadConfigFile: what was recorded cannot be read. This is told now, not when the first is asked for.
+        """
+        return self._meant(arriving(self.workload, seeded_random("arrivals", self.seed)))
+
+    def _meant(self, arrivals: Iterator[Arrival]) -> Iterator[Act]:
         rng, steps = seeded_random("arriving steps", self.seed), [0] * self._stride
-        for arrival in arriving(self.workload, seeded_random("arrivals", self.seed)):
+        for arrival in arrivals:
             sender = arrival.sender
             number = sender + steps[sender] * self._stride
             what = self._kind(rng) if steps[sender] else "send"

@@ -49,6 +49,7 @@ def simulate(
 
     Raises:
         SimulationError: the file exists.
+        BadConfigFile: recorded traffic cannot be read; with the line.
 
     Returns:
         Its figures. A guarantee that did not hold is in `violation`, not raised.
