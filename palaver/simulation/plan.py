@@ -113,7 +113,7 @@ class Plan:
         """The messages of an open arrival, in the order in which they come.
 
         Raises:
-            BadConfigFile: what was recorded cannot be read. This is told now, not when the first is asked for.
+            BadConfigFile: what was recorded cannot be read; told now, not when the first is asked for.
         """
         return self._meant(arriving(self.workload, seeded_random("arrivals", self.seed)))
 
