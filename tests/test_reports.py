@@ -33,9 +33,10 @@ from palaver.simulation import (
 from palaver.simulation.reports.guarantees import GUARANTEES
 from palaver.simulation.reports.knee import knee
 from palaver.simulation.reports.numbers import number, percent, seconds
+from palaver.simulation.reports.scales import Axis
 from palaver.simulation.reports.settings import changed_settings
 from palaver.simulation.reports.summary import summary
-from palaver.simulation.reports.svg import Axis, Chart, Line, draw
+from palaver.simulation.reports.svg import Chart, Line, draw
 from palaver.simulation.reports.words import in_short
 
 BROKEN = Violation(
@@ -205,6 +206,14 @@ def test_work_that_piles_up_is_told_of_since_latency_then_says_how_long_the_run_
     assert "Work piled up" in " ".join(in_short([outcome(workload=open_workload, samples=piling)]))
     assert "Work piled up" not in " ".join(in_short([outcome(workload=open_workload)]))
     assert "Work piled up" not in " ".join(in_short([outcome(samples=piling)]))  # senders wait for results
+
+
+def test_a_sweep_says_at_which_values_work_piled_up() -> None:
+    workload = Workload(duration_s=100.0, arrivals=Arrivals(kind="poisson", rate=9.0))
+    piling = [evolve(sample, queued=round(sample.at_s) * 3) for sample in outcome().samples]
+    runs = [(1, outcome()), (2, outcome(workload=workload, samples=piling)), (3, outcome())]
+    text = report_text(Sweep("arrivals.rate", [Point(value, [run]) for value, run in runs]))
+    assert "At 2 work piled up for as long as messages came" in text
 
 
 def test_settings_that_differ_from_the_default_are_listed_with_dots() -> None:
@@ -405,7 +414,7 @@ def test_percentiles_are_drawn_by_their_nines() -> None:
 
 def test_ticks_are_round_and_labels_do_not_cover_each_other() -> None:
     svg = drawn(Line("a", [(0, 0), (97, 0.037)]))
-    assert {"0", "20", "40", "60", "80", "100", "0.0100", "0.0200"} <= {*labels(svg)}
+    assert {"0", "20", "40", "60", "80", "100", "0.01", "0.02"} <= {*labels(svg)}
     crowded = drawn(
         Line("a", [(n, 1) for n in range(100)]), x=Axis("x", ticks=[float(n) for n in range(100)])
     )
@@ -415,3 +424,10 @@ def test_ticks_are_round_and_labels_do_not_cover_each_other() -> None:
 def test_one_point_and_no_point_can_be_drawn() -> None:
     assert len([*drawn(Line("a", [(3, 3)])).iter("circle")]) == 1
     assert [*drawn(Line("a", [])).iter("path")] == []
+
+
+def test_a_logarithmic_axis_has_round_ticks_that_cover_its_values() -> None:
+    wide = drawn(Line("a", [(0, 3), (1, 700)]), y=Axis("y", "log"))
+    assert {"1", "10", "100", "1,000"} <= {*labels(wide)}
+    narrow = drawn(Line("a", [(0, 3), (1, 9)]), y=Axis("y", "log"))
+    assert {"2", "5", "10"} <= {*labels(narrow)}

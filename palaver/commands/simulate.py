@@ -255,13 +255,13 @@ def _words(standing: Standing) -> str:
 
 def _report(runs: _Runs, as_json: bool, html: Path | None, check: bool) -> None:
     results = runs.results
-    if html is not None and runs.found:
-        html.write_text(report_html(results, checked=check, command=_command(runs)), encoding="utf-8")
     if as_json:
         click.echo(report_json(results, checked=check, planned=len(runs.jobs)), nl=False)
     elif runs.found:
         click.echo(printable(report_text(results, checked=check)), nl=False)
-        if html is not None:
+    if html is not None and runs.found:  # last: the report has been told, whatever becomes of the file
+        html.write_text(report_html(results, checked=check, command=_command(runs)), encoding="utf-8")
+        if not as_json:
             click.echo(f"\nthe page: {html}")
 
 

@@ -63,7 +63,7 @@ def _runs(outcomes: Sequence[Outcome]) -> Iterable[str]:
     yield section("Plots", [cards(plots(outcomes))])
     yield section("Figures", [table(["", ""], _all_figures(figures), "Figures of the run")])
     if len(outcomes) > 1:
-        yield section("Runs", [_each(outcomes)])
+        yield section("Runs", [_each("seed", [(str(each.seed), each) for each in outcomes])])
 
 
 def _sweep(results: Sweep) -> Iterable[str]:
@@ -73,7 +73,8 @@ def _sweep(results: Sweep) -> Iterable[str]:
     yield section("Plots", [cards(sweep_plots(results, swept))])
     yield section("Values", [_values(swept)])
     if len(results.outcomes) > len(results.points):
-        yield section("Runs", [_each(results.outcomes)])
+        named = [(f"{point.value}, {run.seed}", run) for point in results.points for run in point.outcomes]
+        yield section("Runs", [_each(f"{results.key}, seed", named)])
 
 
 def _key_figures(figures: Summary) -> Iterable[tuple[str, str]]:
@@ -111,9 +112,9 @@ def _spreads(figures: Summary) -> Iterable[tuple[str, str, float]]:
             yield name, label, getattr(spread, label)
 
 
-def _each(outcomes: Sequence[Outcome]) -> str:
+def _each(header: str, named: Sequence[tuple[str, Outcome]]) -> str:
     headers = [
-        "seed",
+        header,
         "turns/s",
         "p50, s",
         "p95, s",
@@ -125,11 +126,11 @@ def _each(outcomes: Sequence[Outcome]) -> str:
         "violated",
     ]
     rows = []
-    for outcome in outcomes[: 10 * MOST_RUNS]:
+    for name, outcome in named[: 10 * MOST_RUNS]:
         broken = outcome.violation
         mark = f"guarantee {broken.guarantee}" if broken is not None else ""
-        rows.append([*_cells(str(outcome.seed), summary([outcome])), mark])
-    left = len(outcomes) - len(rows)
+        rows.append([*_cells(name, summary([outcome])), mark])
+    left = len(named) - len(rows)
     return table(headers, rows, "Each run") + (f"<p>... and {counted(left, 'more run')}.</p>" if left else "")
 
 

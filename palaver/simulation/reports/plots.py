@@ -9,8 +9,9 @@ from attrs import frozen
 from palaver.simulation.outcome import Outcome, percentile
 from palaver.simulation.reports.curves import Curve, Measure, over_time, turns_per_s
 from palaver.simulation.reports.numbers import counted, number, percent, seconds
+from palaver.simulation.reports.scales import Axis
 from palaver.simulation.reports.summary import Summary, latencies, summary, waits
-from palaver.simulation.reports.svg import Axis, Chart, Line
+from palaver.simulation.reports.svg import Chart, Line
 from palaver.simulation.reports.words import bound_of
 
 PERCENTS = (0, 10, 25, 50, 75, 90, 95, 98, 99, 99.5, 99.9, 99.95, 99.99)

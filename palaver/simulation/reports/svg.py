@@ -4,39 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
-from math import ceil, floor, log10
 
-from attrs import field, frozen
+from attrs import frozen
 
-from palaver.simulation.reports.numbers import number
+from palaver.simulation.reports.scales import Axis, Scale, scale_of
 
 WIDTH, HEIGHT = 480, 270
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 30, 46
 KINDS = 6  # of lines, each with a colour and dashes of its own
-_NINES = (0, 50, 90, 99, 99.9, 99.99, 99.999)
 _CHARACTER = 7.5  # columns of a drawing that one takes in a label, about
 _FIGURES = 8  # of them that fit to the left of the vertical axis
 
 Points = Sequence[tuple[float, float]]
-
-
-@frozen
-class Axis:
-    """One direction of a chart.
-
-    Args:
-        label: what it shows, with its unit.
-        scale: `linear` from 0, `log`, or `nines`: percentiles, so that 90, 99 and 99.9 are as far apart.
-        ticks: where to put labels; None chooses.
-        names: labels for `ticks`; None is their numbers.
-        tight: whether it ends with the greatest value, not with the next tick.
-    """
-
-    label: str
-    scale: str = "linear"
-    ticks: Sequence[float] | None = None
-    names: Sequence[str] | None = None
-    tight: bool = False
 
 
 @frozen
@@ -66,6 +45,7 @@ class Chart:
     Args:
         title: its accessible name.
         marked: an x that is pointed at, and its words.
+        above: the vertical axis goes at least so far.
     """
 
     title: str
@@ -73,14 +53,15 @@ class Chart:
     y: Axis
     lines: Sequence[Line]
     marked: tuple[float, str] | None = None
-    above: float = field(default=0.0)
+    above: float | None = None
 
 
 def draw(chart: Chart) -> str:
     """The chart as an `svg` element; its colours come from the classes in `style`."""
-    across = _Scale.of(chart.x, [x for line in chart.lines for x, _ in line.points], LEFT, WIDTH - RIGHT)
+    across = scale_of(chart.x, [x for line in chart.lines for x, _ in line.points], LEFT, WIDTH - RIGHT)
     heights = [y for line in chart.lines for _, y in (*line.points, *line.low, *line.high)]
-    up = _Scale.of(chart.y, [*heights, chart.above], HEIGHT - BOTTOM, TOP)
+    above = () if chart.above is None else (chart.above,)
+    up = scale_of(chart.y, [*heights, *above], HEIGHT - BOTTOM, TOP)
     parts = [
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}">',
         *_vertical(up),
@@ -93,72 +74,14 @@ def draw(chart: Chart) -> str:
     return "\n".join([*parts, "</svg>"])
 
 
-@frozen
-class _Scale:
-    """Where a value is along one direction of the drawing."""
-
-    kind: str
-    low: float
-    high: float
-    start: float
-    end: float
-    ticks: tuple[tuple[float, str], ...]
-
-    @classmethod
-    def of(cls, axis: Axis, values: Iterable[float], start: float, end: float) -> _Scale:
-        found = [*values] or [0.0]
-        if axis.scale == "nines":
-            top = max(99.0, *found)
-            inside = [each for each in _NINES if each <= top]
-            ticks = tuple((each, f"p{each:g}" if each else "") for each in inside)
-            return cls("nines", 0.0, max(nine(p) for p in (*found, inside[-1])), start, end, ticks)
-        if axis.scale == "log":
-            low, high = log10(min(found)), log10(max(found))
-        elif axis.ticks is not None:
-            low, high = min(found), max(found)
-        else:
-            low, high = min(0.0, *found), max(found)
-        chosen = axis.ticks if axis.ticks is not None else _round_ticks(low, high)
-        if axis.ticks is None and not axis.tight:
-            high = max(high, chosen[-1])
-        chosen = [each for each in chosen if low <= each <= high] if axis.tight else chosen
-        names = axis.names or [number(each) for each in chosen]
-        room = (high - low) * 0.04 if axis.ticks is not None else 0.0
-        ticks = tuple(zip(chosen, names, strict=True))
-        return cls(axis.scale, low - room, high + room, start, end, ticks)
-
-    def at(self, value: float) -> float:
-        """The place of a value."""
-        if self.kind == "nines":
-            value = nine(value)
-        elif self.kind == "log":
-            value = log10(value)
-        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
-        return round(self.start + share * (self.end - self.start), 1)
-
-
-def nine(percent: float) -> float:
-    """How many nines: 0 of p0, 1 of p90, 2 of p99."""
-    return -log10(max(1e-7, 1 - percent / 100))
-
-
-def _round_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers that cover a range, at most so many and one more."""
-    span = (high - low) or 1.0
-    size = 10 ** floor(log10(span / most))
-    step = next(each * size for each in (1, 2, 5, 10, 20) if span / (each * size) <= most)
-    first, last = floor(low / step), ceil(high / step)
-    return [round(n * step, 10) for n in range(first, max(last, first + 1) + 1)]
-
-
-def _vertical(up: _Scale) -> Iterable[str]:
+def _vertical(up: Scale) -> Iterable[str]:
     for value, name in up.ticks:
         y = up.at(value)
         yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
         yield f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{escape(name[:_FIGURES])}</text>'
 
 
-def _horizontal(across: _Scale) -> Iterable[str]:
+def _horizontal(across: Scale) -> Iterable[str]:
     bottom = HEIGHT - BOTTOM
     yield f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>'
     free_from = 0.0
@@ -177,7 +100,7 @@ def _titles(chart: Chart) -> Iterable[str]:
     yield f'<text class="label" x="2" y="12">{escape(chart.y.label)}</text>'
 
 
-def _mark(chart: Chart, across: _Scale) -> Iterable[str]:
+def _mark(chart: Chart, across: Scale) -> Iterable[str]:
     if chart.marked is None:
         return
     value, words = chart.marked
@@ -189,7 +112,7 @@ def _mark(chart: Chart, across: _Scale) -> Iterable[str]:
     yield f'<text class="marked" {place}>{escape(words)}</text>'
 
 
-def _line(line: Line, across: _Scale, up: _Scale) -> Iterable[str]:
+def _line(line: Line, across: Scale, up: Scale) -> Iterable[str]:
     kind = line.kind % KINDS
     if line.low and line.high:
         edge = _path([*line.high, *reversed(line.low)], across, up)
@@ -201,7 +124,7 @@ def _line(line: Line, across: _Scale, up: _Scale) -> Iterable[str]:
             yield f'<circle class="d{kind}" cx="{across.at(x)}" cy="{up.at(y)}" r="3.5"/>'
 
 
-def _path(points: Points, across: _Scale, up: _Scale) -> str:
+def _path(points: Points, across: Scale, up: Scale) -> str:
     return "M" + " L".join(f"{across.at(x):g} {up.at(y):g}" for x, y in points)
 
 

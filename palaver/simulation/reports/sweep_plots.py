@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from palaver.simulation.outcome import Outcome, percentile
 from palaver.simulation.reports.numbers import number, percent
 from palaver.simulation.reports.plots import IN_TABLE, Plot, percentile_line
+from palaver.simulation.reports.scales import Axis
 from palaver.simulation.reports.summary import Summary, latencies, summary
-from palaver.simulation.reports.svg import KINDS, Axis, Chart, Line
+from palaver.simulation.reports.svg import KINDS, Chart, Line
 from palaver.simulation.reports.sweeping import Swept
 from palaver.simulation.runs import Sweep
 
@@ -91,12 +92,18 @@ def _latency(swept: Swept, ordered: Sequence[Sequence[Outcome]]) -> Plot:
         ]
         for value, one in zip(swept.values, swept.summaries, strict=True)
     ]
-    return Plot("Latency", [swept.words[1]], chart, [swept.key, "p50, s", "p95, s", "p99, s", "max, s"], rows)
+    return Plot(
+        "Latency",
+        [swept.words[1], *swept.words[3:]],
+        chart,
+        [swept.key, "p50, s", "p95, s", "p99, s", "max, s"],
+        rows,
+    )
 
 
 def _percentiles(swept: Swept, ordered: Sequence[Sequence[Outcome]]) -> Plot | None:
-    step = max(1, -(-len(ordered) // KINDS))
-    shown = [n for n in range(len(ordered)) if n % step == 0 or n == len(ordered) - 1][-KINDS:]
+    count = min(KINDS, len(ordered))
+    shown = [round(n * (len(ordered) - 1) / max(1, count - 1)) for n in range(count)]
     taken = {str(swept.values[n]): latencies(ordered[n]) for n in shown}
     if not any(taken.values()):
         return None
@@ -114,13 +121,20 @@ def _percentiles(swept: Swept, ordered: Sequence[Sequence[Outcome]]) -> Plot | N
             "times p50."
         )
     chart = Chart(
-        "Latency by percentile at each value", Axis("percentile of turns", "nines"), Axis("seconds"), lines
+        "Latency by percentile at each value", Axis("percentile of turns", "nines"), _seconds(lines), lines
     )
     rows = [
         ["max" if p == 100 else f"p{p:g}", *(number(percentile(each, p)) for each in taken.values())]
         for p in IN_TABLE
     ]
     return Plot("Latency by percentile", words, chart, ["percentile", *(f"{n}, s" for n in taken)], rows)
+
+
+def _seconds(lines: Sequence[Line]) -> Axis:
+    """Logarithmic where the slowest value's line would press the others flat."""
+    heights = [y for line in lines for _, y in line.points]
+    tops = [max(y for _, y in line.points) for line in lines]
+    return Axis("seconds", "log" if min(heights) > 0 and max(tops) > WIDE * min(tops) / 4 else "linear")
 
 
 def _calls(swept: Swept, ordered: Sequence[Sequence[Outcome]]) -> Plot | None:

@@ -7,8 +7,9 @@ from typing import Any
 from attrs import frozen
 
 from palaver.simulation.reports.knee import FLAT, knee
-from palaver.simulation.reports.numbers import number, percent, seconds
+from palaver.simulation.reports.numbers import listed, number, percent, seconds
 from palaver.simulation.reports.summary import Summary, summary
+from palaver.simulation.reports.words import piles_up
 from palaver.simulation.runs import Sweep
 
 METHOD = (
@@ -69,7 +70,14 @@ def in_figures(sweep: Sweep) -> Swept:
     values = tuple(point.value for point in points)
     summaries = tuple(summary(point.outcomes) for point in points)
     found = _knee(values, summaries)
-    return Swept(sweep.key, values, summaries, found, _words(sweep.key, values, summaries, found))
+    words = _words(sweep.key, values, summaries, found)
+    piling = [str(point.value) for point in points if any(map(piles_up, point.outcomes))]
+    if piling:
+        words += (
+            f"At {listed(piling)} work piled up for as long as messages came: more came than could be done, "
+            "and latencies there grow with the length of the run.",
+        )
+    return Swept(sweep.key, values, summaries, found, words)
 
 
 def _knee(values: tuple[Any, ...], summaries: tuple[Summary, ...]) -> Knee | None:
