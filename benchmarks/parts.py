@@ -27,6 +27,7 @@ PARTS = (
     Entry("simulated", 30, 4),
     Entry("shards", 40, 6),
     Entry("queueing", 200, 4),
+    Entry("fidelity", 75, 10),
     Entry("longrun", 80, 8),
     Entry("soak", 60, 5),
 )

@@ -36,7 +36,7 @@ def machine() -> str:
 def rows_table(rows: Sequence[Row]) -> Table:
     """One line a measure; behind the systems, ours over each of the others."""
     systems = list(dict.fromkeys(name for row in rows for name in row.systems))
-    others = [name for name in systems if name != "ours"]
+    others = [name for name in systems if name != "ours"] if "ours" in systems else []
     body = []
     for row in rows:
         ours = row.systems.get("ours")
