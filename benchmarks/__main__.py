@@ -14,6 +14,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import showing
@@ -23,34 +24,55 @@ from benchmarks.plot import NoMatplotlib, plot
 from benchmarks.report import Part, Report
 
 
-def measure(entries: list[Entry], quick: bool) -> Report:
-    """Run the parts."""
+def measure(entries: Sequence[Entry], quick: bool, save: Path | None, kept: Sequence[Part] = ()) -> Report:
+    """Run the parts.
+
+    Args:
+        save: what there is so far is written into this file after each part.
+        kept: parts of an earlier run, which those of the same name replace.
+    """
     machine = showing.machine()
-    parts: list[Part] = []
+    parts = {part.name: part for part in kept}
     failed: dict[str, str] = {}
     for number, entry in enumerate(entries, start=1):
         head = f"[{number:2}/{len(entries)}] {entry.name:<10}"
-        command = [sys.executable, "-m", "benchmarks.child", entry.name, "--head", head]
         began, busy = time.monotonic(), _children_s()
-        child = subprocess.run(
-            command + (["--quick"] if quick else []), stdout=subprocess.PIPE, text=True, check=False
-        )
-        busy_s = _children_s() - busy
-        took = f"{head} {time.monotonic() - began:4.0f} s ({busy_s:.0f} s of processor time)"
-        if child.returncode:
-            failed[entry.name] = f"its process ended with {child.returncode}"
+        part = run_part(entry.name, head, quick)
+        took = f"{head} {time.monotonic() - began:4.0f} s ({_children_s() - busy:.0f} s of processor time)"
+        if isinstance(part, int):
+            failed[entry.name] = f"its process ended with {part}"
             print(f"{took}  FAILED: {failed[entry.name]}", file=sys.stderr)
-            continue
-        parts.append(Part.from_json(json.loads(child.stdout.splitlines()[-1])))
-        missed = sum(not goal.reached for goal in parts[-1].goals)
-        print(f"{took}  {len(parts[-1].goals) - missed} goals reached, {missed} missed", file=sys.stderr)
-    return Report(machine, quick, parts, failed)
+        else:
+            parts[entry.name] = part
+            missed = sum(not goal.reached for goal in part.goals)
+            print(f"{took}  {len(part.goals) - missed} goals reached, {missed} missed", file=sys.stderr)
+        report = Report(machine, quick, [parts[name] for name in NAMES if name in parts], failed)
+        if save is not None:
+            save.write_text(json.dumps(report.as_json(), indent=1))
+    return report
+
+
+def run_part(name: str, head: str, quick: bool) -> Part | int:
+    """One part, in a process of its own; the status of a process that failed."""
+    command = [sys.executable, "-m", "benchmarks.child", name, "--head", head]
+    if quick:
+        command.append("--quick")
+    child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    return child.returncode or Part.from_json(json.loads(child.stdout.splitlines()[-1]))
 
 
 def _children_s() -> float:
     """Processor time of all processes that have been started and have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def read(path: Path) -> Report:
+    """A report that was saved; ends the program where there is none."""
+    try:
+        return Report.from_json(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError) as error:
+        sys.exit(f"{path} holds no report of this benchmark ({error}); --save or --json makes one")
 
 
 def write_markdown(report: Report, path: Path, image: str | None) -> None:
@@ -86,7 +108,14 @@ def arguments() -> argparse.Namespace:
         "--markdown", metavar="FILE.md", help="put the figures into a document, between its marks"
     )
     parser.add_argument(
-        "--from", dest="saved", metavar="FILE.json", help="measure nothing: show what --json gave before"
+        "--save",
+        type=Path,
+        metavar="FILE.json",
+        help="write the report here, after each part what there is;\n"
+        "with --only, the other parts that are there are kept",
+    )
+    parser.add_argument(
+        "--from", dest="saved", metavar="FILE.json", help="measure nothing: show what was saved before"
     )
     return parser.parse_args()
 
@@ -96,9 +125,11 @@ def main() -> None:
     if given.peers:
         os.environ[environment.VARIABLE] = given.peers
     if given.saved:
-        report = Report.from_json(json.loads(Path(given.saved).read_text()))
+        report = read(Path(given.saved))
     else:
-        report = measure([entry for entry in PARTS if entry.name in (given.only or NAMES)], given.quick)
+        entries = [entry for entry in PARTS if entry.name in (given.only or NAMES)]
+        kept = read(given.save).parts if given.only and given.save and given.save.exists() else ()
+        report = measure(entries, given.quick, given.save, kept)
     print(json.dumps(report.as_json(), indent=1) if given.json else showing.text(report))
     image = given.plot
     if image:

@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
 from benchmarks import __main__ as command
@@ -85,6 +86,27 @@ def test_what_was_measured_before_is_shown_again(
     assert ended.value.code == 1  # a part came to no end
     assert "1 of 2 goals reached" in capsys.readouterr().out
     assert "### turns" in document.read_text()
+
+
+def test_a_part_that_is_measured_again_takes_the_place_of_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = tmp_path / "saved.json"
+    other, again = attrs.evolve(PART, name="actors"), attrs.evolve(PART, notes=["anew"])
+    saved.write_text(json.dumps(Report("a machine", False, [PART, other]).as_json()))
+    monkeypatch.setattr(command, "run_part", lambda name, _head, _quick: again if name == "turns" else 1)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--only", "turns", "--save", str(saved)])
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 0
+    assert Report.from_json(json.loads(saved.read_text())).parts == [other, again]
+    assert "1 goals reached, 1 missed" in capsys.readouterr().err
+
+
+def test_a_file_without_a_report_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "empty.json").touch()
+    with pytest.raises(SystemExit, match="holds no report"):
+        command.read(tmp_path / "empty.json")
 
 
 def test_without_matplotlib_an_image_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
