@@ -236,13 +236,14 @@ class GreenletFuture(pykka.Future[T]):
 class _Workers:
     """The idle workers of one hub."""
 
-    __slots__ = ("apart", "hub", "idle", "thread")
+    __slots__ = ("apart", "busy", "hub", "idle", "thread")
 
     def __init__(self, hub: Any, thread: int) -> None:
         self.hub = hub
         self.thread = thread
         self.idle: list[_Worker] = []
         self.apart: list[Any] = []  # those that serve no actors
+        self.busy: dict[Any, None] = {}  # greenlets of that other pool while they run something
 
     def take(self) -> _Worker:
         if self.idle:
@@ -270,6 +271,12 @@ def idle_apart(hub: Any) -> list[Any]:
     """The hub's idle greenlets of another pool than the actors', which end with theirs."""
     apart: list[Any] = (getattr(hub, "palaver_workers", None) or _workers_here()).apart
     return apart
+
+
+def busy_apart(hub: Any) -> dict[Any, None]:
+    """The hub's greenlets of that other pool that run something, the one that began first first."""
+    busy: dict[Any, None] = (getattr(hub, "palaver_workers", None) or _workers_here()).busy
+    return busy
 
 
 def release_idle_workers() -> int:

@@ -11,7 +11,7 @@ import gevent
 from gevent.event import Event
 from gevent.hub import RawGreenlet
 
-from actors.greenlet import IDLE_WORKERS, Deadlock, idle_apart
+from actors.greenlet import IDLE_WORKERS, Deadlock, busy_apart, idle_apart
 
 _current = gevent.getcurrent
 
@@ -69,18 +69,20 @@ class TurnRun:
 class _TurnWorker(RawGreenlet):  # type: ignore[misc]  # gevent ships no types
     """A greenlet that runs one turn after the other, and waits among the idle ones in between."""
 
-    __slots__ = ("idle", "task")
+    __slots__ = ("busy", "idle", "task")
 
     switch_out = None  # hub.switch() looks for it every time, and is slow to find nothing
 
-    def __init__(self, idle: list[_TurnWorker]) -> None:
+    def __init__(self, idle: list[_TurnWorker], busy: dict[_TurnWorker, None]) -> None:
         super().__init__()
         self.idle = idle
+        self.busy = busy
         self.task: TurnRun | None = None
 
     def start(self, task: TurnRun) -> None:
         """Run a task as soon as the hub gets to it."""
         self.task = task
+        self.busy[self] = None
         self.parent.loop.run_callback(self.switch)
 
     def run(self) -> None:
@@ -105,6 +107,7 @@ class _TurnWorker(RawGreenlet):  # type: ignore[misc]  # gevent ships no types
 
     def _finish(self) -> None:
         task, self.task = self.task, None  # an idle worker keeps no turn alive
+        self.busy.pop(self, None)
         if task is not None:
             task.end()
 
@@ -126,11 +129,11 @@ def _take() -> _TurnWorker:
             return worker
         worker.parent = _current()  # a greenlet that ends goes on in its parent: here
         worker.throw()
-    return _new(idle, hub)
+    return _new(idle, busy_apart(hub), hub)
 
 
-def _new(idle: list[_TurnWorker], hub: Any) -> _TurnWorker:
-    worker = _TurnWorker(idle)
+def _new(idle: list[_TurnWorker], busy: dict[_TurnWorker, None], hub: Any) -> _TurnWorker:
+    worker = _TurnWorker(idle, busy)
     worker.switch()  # to its first wait: even a kill before its first turn finds it running
     worker.parent = hub
     return worker
@@ -138,13 +141,24 @@ def _new(idle: list[_TurnWorker], hub: Any) -> _TurnWorker:
 
 def _count_unshared() -> int:
     """References to a worker that waits, when nothing but `_take` refers to it."""
-    worker = _new([], _current())
+    worker = _new([], {}, _current())
     count = sys.getrefcount(worker)
     worker.throw()
     return count
 
 
 _UNSHARED = _count_unshared()
+
+
+def kill_turns() -> int:
+    """Kill every turn that runs in the current thread's hub; returns how many there were.
+
+    For when that hub is to be destroyed: nothing else ends the greenlet of a turn whose runtime was dropped.
+    """
+    running = [worker.task for worker in busy_apart(gevent.get_hub()) if worker.task is not None]
+    for run in running:
+        run.kill()
+    return len(running)
 
 
 def _nothing() -> None:

@@ -101,13 +101,22 @@ class InlineWorker:
             self._running = False
             self._committer.close()
 
-    def abandon(self) -> None:
-        """As if the process were killed: what waits is dropped unanswered, and the file is let go."""
+    def abandon(self) -> Callable[[], None]:
+        """As if the process were killed: what waits is dropped unanswered, and the file is let go.
+
+        Returns:
+            What answers all of it with an error after all: for a simulation that drops the greenlets of the
+            dead process, some of which take no kill before they are answered.
+        """
+        dropped = [*self._undelivered, *self._queue, *(item for _, item in self._backups)]
         self._queue.clear()
         self._backups.clear()
         self._undelivered.clear()
         self._running = False
         self._committer.close()
+        for item in dropped:
+            item.value, item.error = None, StorageError("the process is dead")
+        return partial(deliver, dropped)
 
     @property
     def stats(self) -> WorkerStats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from palaver import InvalidConfig, Limits
 from palaver.simulation.distributions import Exponential, Fixed, LogNormal, Uniform
 from palaver.simulation.errors import SimulationError
 from palaver.simulation.lateness import LateCommitter
+from palaver.simulation.loop import VirtualLoop
 from palaver.simulation.outcome import percentile
 from palaver.simulation.shrinking import ddmin, shrink
 from palaver.simulation.simulating import simulate
@@ -127,6 +129,13 @@ def test_crashes_full_disks_and_deaths_lose_nothing() -> None:
     outcomes = [simulate(ADVERSE, seed) for seed in range(4)]
     assert [outcome.violation for outcome in outcomes] == [None] * 4
     assert sum(outcome.crashes for outcome in outcomes) > 10
+
+
+def test_a_dead_process_leaves_nothing_in_memory() -> None:
+    crashing = evolve(ADVERSE, faults=Faults(crashes_at_s=(3.0, 9.0)))
+    assert simulate(crashing, 1).crashes == 2
+    gc.collect()
+    assert [each for each in gc.get_objects() if isinstance(each, VirtualLoop)] == []
 
 
 def test_a_bug_is_a_violation_with_the_guarantee_and_what_led_to_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,11 +70,13 @@ class Life:
         with self._births.noted():
             return self._live()
 
-    def abandon(self) -> None:
-        """Let go of the file, as the crash has left it."""
-        if self._worker is not None:
-            self._worker.abandon()
-            self._run.disk.tear()
+    def abandon(self) -> Callable[[], None]:
+        """Let go of the file, as the crash has left it; as `InlineWorker.abandon`."""
+        if self._worker is None:
+            return lambda: None
+        answer = self._worker.abandon()
+        self._run.disk.tear()
+        return answer
 
     def _live(self) -> bool:
         run = self._run
@@ -85,7 +87,7 @@ class Life:
         except StorageError:
             if not run.frozen:
                 raise
-            self.abandon()  # it crashed on the way
+            self.abandon()()  # it crashed on the way
             return True
         trouble = Trouble(run, rt, self.crash)
         self._spawn(trouble.make)
@@ -99,7 +101,8 @@ class Life:
         if run.ledger.broken is not None or self._error is not None:
             raise run.ledger.broken or self._error or AssertionError
         if run.frozen:
-            self.abandon()
+            gevent.killall(self._ours)  # callers of the dead process hear nothing
+            self.abandon()()
             return True
         self._come_to_rest(rt)
         return False
@@ -112,8 +115,7 @@ class Life:
 
     def _spawn(self, function: Callable[..., object], *args: object) -> gevent.Greenlet:
         greenlet = gevent.spawn(self._carefully, function, *args)
-        if self._run.check:
-            self._ours.append(greenlet)
+        self._ours.append(greenlet)
         return greenlet
 
     def _carefully(self, function: Callable[..., object], *args: object) -> None:
@@ -202,6 +204,7 @@ class Life:
             under_way.append(self._spawn(sender.meet, act))
             if len(under_way) >= 10_000:
                 under_way = [each for each in under_way if not each.dead]
+                self._ours = [each for each in self._ours if not each.dead]
         gevent.joinall(under_way)
 
     def _when_done(self, busy: list[gevent.Greenlet], trouble: Trouble) -> None:

@@ -54,10 +54,9 @@ class Life:
         with self._births.noted():
             return self._live()
 
-    def abandon(self) -> None:
-        """Let go of the file."""
-        if self._worker is not None:
-            self._worker.abandon()
+    def abandon(self) -> Callable[[], None]:
+        """Let go of the file; as `InlineWorker.abandon`."""
+        return (lambda: None) if self._worker is None else self._worker.abandon()
 
     def _live(self) -> bool:
         world, self._end = self._world, Signal()
@@ -68,14 +67,15 @@ class Life:
         except StorageError:
             if not world.ledger.frozen:
                 raise
-            self.abandon()  # it crashed on the way
+            self.abandon()()  # it crashed on the way
             return True
         self._spawn(self._trouble)
         self._callers = [self._spawn(sender.run, rt) for sender in world.senders]
         self._spawn(self._when_done)
         self._wait_for_end()
         if world.ledger.frozen:
-            self.abandon()
+            gevent.killall(self._ours)  # callers of the dead process hear nothing
+            self.abandon()()
         elif self._fault:
             self._shut_down(rt)
         else:
