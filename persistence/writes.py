@@ -22,6 +22,7 @@ Row = tuple[Any, ...]
 
 # SQLite takes 32,766 parameters in a statement by default; some builds take more, none fewer.
 _MOST_PARAMETERS = 32_000
+_FEW = 16  # rows, up to which a statement is made for just so many; more go by powers of two
 
 
 class NewEntry(NamedTuple):
@@ -140,28 +141,56 @@ def apply(db: Database, sets: Sequence[WriteSet]) -> None:
         TimerGone: likewise, a timer has fired before or is not there.
         sqlite3.Error: likewise.
     """
-    _refuse_early_updates(sets)
-    updates = _merge_turns(update for s in sets for update in s.turn_updates)
-    made = [_turn_row(row, updates.pop(row.id, None)) for s in sets for row in s.new_turns]
+    # One pass, as each set is looked at for every turn of every conversation.
+    turns: list[TurnRow] = []
+    updates: dict[int, TurnUpdate] = {}
+    sessions: dict[int, _Advance] = {}
+    entries: list[Row] = []
+    events: list[NewEvent] = []
+    rare: list[WriteSet] = []
+    for each in sets:
+        new_turns, turn_updates, new_entries, session_updates, steers, applied, traced, *others = each
+        for row in new_turns:
+            if row.id in updates:
+                raise StorageError(f"turn {row.id} is not stored yet, so it cannot be updated")
+            turns.append(row)
+        for update in turn_updates:
+            before = updates.get(update.id)
+            updates[update.id] = update if before is None else _later_turn(before, update)
+        if new_entries or session_updates:
+            _move_on(sessions, each)
+            for e in new_entries:
+                entries.append((e.session_id, e.seq, e.turn_id, encode_entry(e.entry), e.created_at))
+        events += traced
+        if steers or applied or any(others):
+            rare.append(each)
+    made = [_turn_row(row, updates.pop(row.id, None)) for row in turns]
     insert(db, "turns", _TURN_COLUMNS, made)
-    insert(db, "steers", _STEER_COLUMNS, [row for s in sets for row in s.new_steers])
     _update_turns(db, updates)
-    _advance(db, _merge_sessions(sets))
-    insert(db, "entries", _ENTRY_COLUMNS, [_entry_row(row) for s in sets for row in s.entries])
+    _advance(db, sessions)
+    insert(db, "entries", _ENTRY_COLUMNS, entries)
+    insert(db, "events", _EVENT_COLUMNS, events)
+    if rare:
+        _apply_rare(db, rare)
+
+
+def _apply_rare(db: Database, sets: Sequence[WriteSet]) -> None:
+    """What few turns come with."""
+    _refuse_early_steers(sets)
+    insert(db, "steers", _STEER_COLUMNS, [row for s in sets for row in s.new_steers])
     _update_steers(db, [update for s in sets for update in s.steer_updates])
-    insert(db, "events", _EVENT_COLUMNS, [row for s in sets for row in s.events])
     insert(db, "dead_letters", _DEAD_COLUMNS, [row for s in sets for row in s.dead])
     _mark_retried(db, [row for s in sets for row in s.retried])
     _update_timers(db, [update for s in sets for update in s.timer_updates])
 
 
 def insert(db: Database, table: str, columns: str, rows: Sequence[Row]) -> None:
-    """Insert `rows`, each with one value for each of `columns`, by as few statements as SQLite allows."""
+    """Insert `rows`, each with one value for each of `columns`, by few statements."""
     if not rows:
         return
     width = len(rows[0])
     for part in _parts(rows, width):
-        db.execute(f"INSERT INTO {table} ({columns}) {_values(len(part), width)}", [*chain(*part)])
+        db.execute(_insert_sql(table, columns, len(part), width), [*chain(*part)])
 
 
 # -- rows -----------------------------------------------------------------------------------------
@@ -188,34 +217,16 @@ def _turn_row(t: TurnRow, update: TurnUpdate | None) -> Row:
     return (*who, t.accepted_at, finished_at, encoded, error)
 
 
-def _entry_row(e: NewEntry) -> Row:
-    return (e.session_id, e.seq, e.turn_id, encode_entry(e.entry), e.created_at)
-
-
-def _refuse_early_updates(sets: Sequence[WriteSet]) -> None:
+def _refuse_early_steers(sets: Sequence[WriteSet]) -> None:
     """Refuse an update that comes before its row: merged, all rows are made before all updates."""
-    turns = {row.id: at for at, s in enumerate(sets) for row in s.new_turns}
     steers = {row.id: at for at, s in enumerate(sets) for row in s.new_steers}
-    if not turns and not steers:
-        return
     for at, each in enumerate(sets):
-        for update in each.turn_updates:
-            if turns.get(update.id, at) > at:
-                raise StorageError(f"turn {update.id} is not stored yet, so it cannot be updated")
         for applied in each.steer_updates:
             if steers.get(applied.id, at) > at:
                 raise StorageError(f"steer {applied.id} is not stored yet, so it cannot be applied")
 
 
 # -- turns ----------------------------------------------------------------------------------------
-
-
-def _merge_turns(updates: Iterable[TurnUpdate]) -> dict[int, TurnUpdate]:
-    merged: dict[int, TurnUpdate] = {}
-    for update in updates:
-        before = merged.get(update.id)
-        merged[update.id] = update if before is None else _later_turn(before, update)
-    return merged
 
 
 def _later_turn(before: TurnUpdate, after: TurnUpdate) -> TurnUpdate:
@@ -237,6 +248,8 @@ def _check_not_ended(id_: int, state: TurnState, update: TurnUpdate) -> None:
 
 
 def _update_turns(db: Database, updates: dict[int, TurnUpdate]) -> None:
+    if not updates:
+        return
     rows = [
         (
             u.id,
@@ -266,19 +279,22 @@ class _Advance(NamedTuple):
     update: SessionUpdate | None
 
 
-def _merge_sessions(sets: Sequence[WriteSet]) -> dict[int, _Advance]:
-    merged: dict[int, _Advance] = {}
-    for each in sets:
-        if not each.entries and not each.session_updates:
-            continue
-        for session_id, step in _advances(each).items():
-            before = merged.get(session_id)
-            merged[session_id] = step if before is None else _later_session(session_id, before, step)
-    return merged
+def _move_on(sessions: dict[int, _Advance], writes: WriteSet) -> None:
+    """Add what `writes` does to the sessions to what the sets before it do."""
+    for session_id, step in _advances(writes).items():
+        before = sessions.get(session_id)
+        sessions[session_id] = step if before is None else _later_session(session_id, before, step)
 
 
 def _advances(writes: WriteSet) -> dict[int, _Advance]:
     """For each session that `writes` touches, the entries it had and will have."""
+    if len(writes.session_updates) == 1:  # as of every turn: what follows would find the same
+        update, first = writes.session_updates[0], writes.session_updates[0].next_seq - len(writes.entries)
+        for seq, entry in enumerate(writes.entries, first):
+            if entry.session_id != update.id or entry.seq != seq:
+                break
+        else:
+            return {update.id: _Advance(first, update.next_seq, update)}
     ends: dict[int, tuple[int, int]] = {}
     for entry in writes.entries:
         first, following = ends.get(entry.session_id, (entry.seq, entry.seq))
@@ -309,12 +325,14 @@ def _later_session(session_id: int, before: _Advance, after: _Advance) -> _Advan
 
 
 def _advance(db: Database, steps: dict[int, _Advance]) -> None:
-    rows = []
-    for session_id, step in steps.items():
-        row: Row = (session_id, step.first_seq, step.next_seq, None, None, None, "")
-        if (u := step.update) is not None:
-            row = (*row[:3], u.updated_at, u.uptime_ms, u.revision, u.title)
-        rows.append(row)
+    if not steps:
+        return
+    rows: list[Row] = []
+    for session_id, (first, following, u) in steps.items():
+        if u is None:
+            rows.append((session_id, first, following, None, None, None, ""))
+        else:
+            rows.append((session_id, first, following, u.updated_at, u.uptime_ms, u.revision, u.title))
     setting = """next_seq = v.column3, updated_at = coalesce(v.column4, updated_at),
         uptime_ms = coalesce(v.column5, uptime_ms), revision = coalesce(v.column6, revision),
         title = CASE WHEN v.column7 = '' THEN title ELSE v.column7 END"""
@@ -383,17 +401,39 @@ _TIMER_IS_DUE = "timers.id = v.column1 AND timers.due_at = v.column2"
 
 def _update(db: Database, table: str, setting: str, where: str, rows: Sequence[Row]) -> int:
     """Update each row that `where` finds for a row `v` of `rows`; the number that it found."""
-    found = 0
-    for part in _parts(rows, len(rows[0]) if rows else 1):
-        values = _values(len(part), len(rows[0]))
-        sql = f"UPDATE {table} SET {setting} FROM ({values}) AS v WHERE {where}"
+    if not rows:
+        return 0
+    found, width = 0, len(rows[0])
+    for part in _parts(rows, width):
+        sql = _update_sql(table, setting, where, len(part), width)
         found += db.execute(sql, [*chain(*part)]).rowcount
     return found
 
 
 def _parts(rows: Sequence[Row], width: int) -> Iterable[Sequence[Row]]:
-    most = _MOST_PARAMETERS // width
-    return (rows[at : at + most] for at in range(0, len(rows), most))
+    """`rows` in order, in parts of few sizes: a statement of a size that came before is compiled already."""
+    count = len(rows)
+    if count < _FEW:
+        return (rows,) if rows else ()
+    most = 1 << (_MOST_PARAMETERS // width).bit_length() - 1
+    parts, at = [], 0
+    while (left := count - at) >= _FEW:
+        size = min(1 << left.bit_length() - 1, most)
+        parts.append(rows[at : at + size])
+        at += size
+    if left:
+        parts.append(rows[at:])
+    return parts
+
+
+@lru_cache(maxsize=512)
+def _insert_sql(table: str, columns: str, count: int, width: int) -> str:
+    return f"INSERT INTO {table} ({columns}) {_values(count, width)}"
+
+
+@lru_cache(maxsize=512)
+def _update_sql(table: str, setting: str, where: str, count: int, width: int) -> str:
+    return f"UPDATE {table} SET {setting} FROM ({_values(count, width)}) AS v WHERE {where}"
 
 
 @lru_cache(maxsize=256)
