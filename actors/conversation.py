@@ -300,7 +300,6 @@ class ConversationActor(Timing):
             ended.result,
             entries=ended.entries,
             steers=turn.applied,
-            trace=turn.trace,
             leftovers=leftovers,
             then=lambda error: notify(ref, TurnStored(ended, tickets, error)),
         )

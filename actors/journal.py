@@ -221,7 +221,6 @@ class Journal:
         *,
         entries: Sequence[HistoryEntry],
         steers: Sequence[int],
-        trace: str,
         leftovers: Sequence[SteerRequest],
         then: Then,
     ) -> None:
@@ -241,7 +240,6 @@ class Journal:
                 *[SteerUpdate(steer.id, steer.ticket.turn_id) for steer in leftovers],
             ),
             session_updates=(self._session_update(len(entries), now),),
-            events=(NewEvent(self.session_id, ticket.turn_id, now, trace),),
         )
 
         def committed(_value: None, error: BaseException | None) -> None:

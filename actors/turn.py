@@ -106,7 +106,6 @@ class Turn:
         "started_at",
         "steers",
         "ticket",
-        "trace",
     )
 
     def __init__(
@@ -122,7 +121,6 @@ class Turn:
         self.steers: deque[SteerRequest] = deque()
         self.applied: list[int] = []
         self.ended = False
-        self.trace = ""
         self.started_at = services.clock.monotonic()
         self._services = services
         self._ref = ref
@@ -238,9 +236,6 @@ class Turn:
             self.ticket.turn_id,
             retryable,
         )
-        if self._journal is not None:
-            # As _trace() would write it, which takes ten times as long: every turn has one.
-            self.trace = f'{{"v":{TRACE_VERSION},"stop_reason":"{stop_reason}","steps":{self._steps}}}'
         notify(self._ref, TurnEnded(self, result, tuple(self._pending)))
 
     def _rounds(self) -> tuple[str, StopReason]:

@@ -18,7 +18,7 @@ from benchmarks.report import Goal, Part, Row, Tell, in_turns, ratio  # noqa: E4
 from benchmarks.showing import setting  # noqa: E402
 from benchmarks.turns import HUNDRED, ONE, THOUSAND, Load, ours  # noqa: E402
 from persistence.records import HistoryEntry, TurnResult, TurnState  # noqa: E402
-from persistence.writes import NewEvent, WriteSet  # noqa: E402
+from persistence.writes import WriteSet  # noqa: E402
 
 ABOUT = """Durable turns with the journal and without it. Without it, an accepted message is not stored
 before its turn begins, no turn has a row, and a crash loses what was accepted; history is stored just the
@@ -45,7 +45,6 @@ class NoJournal(Journal):
         result: TurnResult,
         *,
         entries: Sequence[HistoryEntry],
-        trace: str,
         then: Callable[[BaseException | None], None],
         **_steers: Any,
     ) -> None:
@@ -54,7 +53,6 @@ class NoJournal(Journal):
         writes = WriteSet(
             entries=self._entries(ticket.turn_id, entries, now),
             session_updates=(self._session_update(len(entries), now),),
-            events=(NewEvent(self.session_id, ticket.turn_id, now, trace),),
         )
 
         def committed(_value: None, error: BaseException | None) -> None:

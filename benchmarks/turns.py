@@ -151,10 +151,6 @@ def _raw_turn(execute: Callable[..., object], turn: int, user: str, assistant: s
         "UPDATE sessions SET next_seq = ?, revision = ?, uptime_ms = ?, updated_at = 1.0 WHERE id = 1",
         (2 * turn + 2, turn, turn),
     )
-    execute(
-        "INSERT INTO events (session_id, turn_id, at, body) VALUES (1, ?, 1.0, ?)",
-        (turn, '{"v":1,"stop_reason":"text_response","steps":1}'),
-    )
 
 
 def series(figures: list[Figures], field: str) -> Series:
