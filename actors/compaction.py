@@ -118,7 +118,7 @@ def run_requested(
 ) -> CompactionDone:
     try:
         agent = services.agents.get(state.agent)
-        summary, archive = compact(services, state, journal, agent, state.history.seen_by("", state.agent))
+        summary, archive = compact(services, state, journal, agent, [*state.history.seen_by("", state.agent)])
     except Exception as error:
         return CompactionDone(error)
     notify(ref, HistoryCompacted(summary, archive))

@@ -134,13 +134,14 @@ class LiveHistory:
         self._open_calls = None
 
     def seen_by(self, guest: str, host: str) -> list[Message]:
-        """A copy of the history in wire form: as the host agent sees it, or as its guest `guest` does.
+        """The history in wire form: as the host agent sees it, or as its guest `guest` does. Copy it to keep
+        it: what the host sees is the live list, which grows behind what it holds now.
 
         A guest answers in text and has no tools: it is shown what was said, the host's words as those of
         another agent, and no tool calls.
         """
         if not guest:
-            return self.wire.copy()
+            return self.wire
         return [
             to_wire(
                 evolve(entry, agent=entry.agent or host, tool_calls=())

@@ -81,6 +81,7 @@ class Turn:
     __slots__ = (
         "_answer",
         "_base",
+        "_based",
         "_call",
         "_cancelled",
         "_chars",
@@ -127,7 +128,8 @@ class Turn:
         self._state = state
         self._journal = journal
         self._waited = waited
-        self._base: list[Message] = []
+        self._base: list[Message] = []  # what was said before; of the live list, as many as it had then
+        self._based = 0
         self._injected: list[Message] = []
         self._pending: list[HistoryEntry] = []
         self._wire: list[Message] = []  # the turn's own messages since the base was taken
@@ -284,6 +286,7 @@ class Turn:
     def _prepare(self, agent: Agent) -> None:
         hooks, state = self._services.hooks, self._state
         self._base = state.history.seen_by(self.ticket.guest or "", state.agent)
+        self._based = len(self._base)
         self._chars += state.history.chars
         if not hooks.before_turn:
             return
@@ -310,7 +313,7 @@ class Turn:
             choice = "auto"  # a forced call is forced once, or no turn would end
         request = ModelRequest(
             config.model,
-            [*agent.system, *self._base, *self._injected, *self._wire],
+            [*agent.system, *self._before, *self._injected, *self._wire],
             [] if ticket.guest else agent.schemas,
             choice,
             config.thinking,
@@ -328,6 +331,11 @@ class Turn:
             self._usage += answer.usage
         self._check_stopped()
         return answer
+
+    @property
+    def _before(self) -> list[Message]:
+        """What was said before the turn; after a step the live list holds what the turn says, too."""
+        return self._base if len(self._base) == self._based else self._base[: self._based]
 
     def _apply_steers(self) -> None:
         while self.steers:
@@ -406,7 +414,7 @@ class Turn:
         result, so the end of the history is a place where it may be cut."""
         try:
             summary, archive = compaction.compact(
-                self._services, self._state, self._journal, agent, [*self._base, *self._wire]
+                self._services, self._state, self._journal, agent, [*self._before, *self._wire]
             )
         except (PalaverError, GreenletExit) as error:
             self._check_stopped()
@@ -416,7 +424,7 @@ class Turn:
             notify(self._ref, AutomaticCompactionFailed(words))
             self._emit(CompactionSkipped(words, paused=self._compaction_paused))
             return
-        self._base = [to_wire(HistoryEntry("user", summary))]
+        self._base, self._based = [to_wire(HistoryEntry("user", summary))], 1
         self._wire.clear()
         self._chars = len(summary)
         notify(self._ref, HistoryCompacted(summary, archive))

@@ -288,7 +288,7 @@ class Talking(Asking):
         if not state.history.entries:
             return None
         agent = self._services.agents.get(state.agent)
-        messages = state.history.seen_by("", state.agent)
+        messages = [*state.history.seen_by("", state.agent)]
         return compaction.summarize(self._services, state, agent, messages)
 
     def compact(self, cid: int) -> CompactOutcome:
