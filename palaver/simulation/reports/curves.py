@@ -13,6 +13,8 @@ from palaver.simulation.outcome import Outcome, Sample
 
 GRID = 100
 BINS = 50
+FEWEST = 8
+IN_BIN = 8  # turns, about
 
 Measure = Callable[[Sample], float]
 
@@ -61,7 +63,8 @@ def turns_per_s(outcomes: Sequence[Outcome]) -> Curve | None:
 
 
 def _rates(samples: Sequence[Sample]) -> list[tuple[float, float]]:
-    step = max(1, len(samples) // BINS)
+    bins = min(BINS, max(FEWEST, (samples[-1].done if samples else 0) // IN_BIN))  # else it shows but noise
+    step = max(1, len(samples) // bins)
     chosen = samples[::step]
     return [
         ((a.at_s + b.at_s) / 2, max(0, b.done - a.done) / (b.at_s - a.at_s))

@@ -65,7 +65,7 @@ def _by_percentile(outcomes: Sequence[Outcome]) -> Plot | None:
         return None
     p50, p95, p99 = (percentile(taken, p) for p in (50, 95, 99))
     words = [
-        f"Of {counted(len(taken), 'turn')}, half took {seconds(p50)} or less, and one of twenty "
+        f"Of {counted(len(taken), 'result')}, half took {seconds(p50)} or less, and one of twenty "
         f"{seconds(p95)} or more; p99 is {number(p99 / p50 if p50 else 0)} times the median.",
         f"Before the model began to answer, half waited {seconds(percentile(waited, 50))} or less, and one "
         f"of twenty {seconds(percentile(waited, 95))} or more.",

@@ -69,6 +69,7 @@ def _figures(one: Summary) -> dict[str, Any]:
         "turns": one.turns,
         "refused": one.refused,
         "throughput": _rounded(one.throughput),
+        "results": one.results,
         "latency_s": _spread(one.latency),
         "wait_s": _spread(one.wait),
         "model_calls": one.model_calls,

@@ -35,7 +35,9 @@ class Summary:
         done: turns that ended so.
         refused: messages, by the name of the error.
         throughput: turns that ended done, a virtual second.
-        latency, wait: seconds, of turns that ended done.
+        results: turns that ended done while their sender waited for that; steers that became turns, and turns
+            whose sender died with its process, have none.
+        latency, wait: seconds, of those.
         speed: turns that ended, a real second; 0.0 where nobody measured.
     """
 
@@ -45,6 +47,7 @@ class Summary:
     virtual_s: float
     real_s: float
     throughput: float
+    results: int
     latency: Spread
     wait: Spread
     model_calls: int
@@ -79,6 +82,7 @@ def summary(outcomes: Sequence[Outcome]) -> Summary:
         virtual_s=virtual_s,
         real_s=real_s,
         throughput=turns["done"] / virtual_s if virtual_s else 0.0,
+        results=sum(len(o.latency_s) for o in outcomes),
         latency=spread(_merged(o.latency_s for o in outcomes)),
         wait=spread(_merged(o.wait_s for o in outcomes)),
         model_calls=sum(o.model_calls for o in outcomes),

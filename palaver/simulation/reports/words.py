@@ -38,13 +38,13 @@ def _turns(figures: Summary) -> str:
 
 
 def _latency(figures: Summary) -> str:
-    if not figures.done:
+    if not figures.results:
         return ""
     share = figures.wait.mean / figures.latency.mean if figures.latency.mean else 0.0
     return (
-        f"Half of them took {seconds(figures.latency.p50)} or less, 95 of 100 "
-        f"{seconds(figures.latency.p95)}, the slowest {seconds(figures.latency.max)}; {percent(share)} of "
-        "that time went by before the model began to answer."
+        f"Half of {counted(figures.results, 'result')} came within {seconds(figures.latency.p50)}, 95 of 100 "
+        f"within {seconds(figures.latency.p95)}, the slowest after {seconds(figures.latency.max)}; "
+        f"{percent(share)} of that time went by before the model began to answer."
     )
 
 
