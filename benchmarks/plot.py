@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 from benchmarks.report import Curve, Report
@@ -9,6 +10,7 @@ from benchmarks.report import Curve, Report
 COLUMNS = 3
 PANEL_INCHES = (3.6, 2.5)
 DPI = 80  # an image in a document, kept small
+COLOURS = 64
 
 
 class NoMatplotlib(Exception):
@@ -33,9 +35,19 @@ def plot(report: Report, path: str) -> int:
         _draw(panel, name, curve)
     for panel in panels[len(curves) :]:
         panel.set_axis_off()
-    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    _save(figure, path)
     pyplot.close(figure)
     return len(curves)
+
+
+def _save(figure: Any, path: str) -> None:
+    """As a PNG of few colours, which is a third of the size."""
+    from PIL import Image  # matplotlib brings it
+
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=DPI)
+    with Image.open(drawn) as image:
+        image.convert("RGB").quantize(COLOURS).save(path, format="PNG", optimize=True)
 
 
 def _pyplot() -> Any:
@@ -61,12 +73,13 @@ def _draw(panel: Any, name: str, curve: Curve) -> None:
     panel.set_title(f"{name}: {curve.what}", fontsize=8)
     panel.set_xlabel(curve.against, fontsize=7)
     panel.tick_params(labelsize=7)
-    if min(curve.sizes) > 0:
+    if min(curve.sizes) > 0 and max(curve.sizes) >= 20 * min(curve.sizes):
         panel.set_xscale("log")
     medians = [series.median for line in curve.lines.values() for series in line.values()]
     if min(medians) > 0 and max(medians) > 20 * min(medians):
         panel.set_yscale("log")
     else:
-        panel.set_ylim(bottom=0)
+        highest = max(max(series.values) for line in curve.lines.values() for series in line.values())
+        panel.set_ylim(0, 1.1 * highest or 1)
     if len(curve.lines) > 1:
         panel.legend(fontsize=6)

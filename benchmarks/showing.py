@@ -119,13 +119,14 @@ def text(report: Report) -> str:
 def markdown(report: Report, plot: str | None = None) -> str:
     """The figures for a document: goals first, then each part."""
     goals = [goal for part in report.parts for goal in part.goals]
-    header, rows = goals_table(goals)
+    header, _ = goals_table(goals)
+    rows = [[part.name, *row] for part in report.parts for row in goals_table(part.goals)[1]]
     reached = sum(goal.reached for goal in goals)
     seconds = sum(part.seconds for part in report.parts)
     blocks = [
         f"{report.machine}. {len(report.parts)} parts in {seconds / 60:.0f} minutes"
         f"{', with --quick' if report.quick else ''}; {reached} of {len(goals)} goals reached.",
-        piped((header, rows)),
+        piped((["", *header], rows)),
     ]
     if plot is not None:
         blocks.append(f"![The curves of all parts]({plot})")
