@@ -7,6 +7,7 @@ from gevent import monkey
 monkey.patch_all()
 
 import resource  # noqa: E402  # gevent patches first
+import sqlite3  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable  # noqa: E402
 from functools import partial  # noqa: E402
@@ -113,26 +114,30 @@ def ours(load: Load) -> Figures:
 
 def raw(turns_per_commit: int, turns: int = 2_000) -> float:
     """Turns a second by sqlite3 alone: the rows that ours writes, `turns_per_commit` turns to a commit."""
-    user = encode_entry(HistoryEntry("user", MESSAGE, sender="sender"))
-    assistant = encode_entry(HistoryEntry("assistant", ANSWER))
-    result = encode_result(TurnResult(ANSWER, "text_response", steps=1, conversation_id=1, turn_id=1))
     with temporary_file() as path:
         db = open_database(path)
-        connection = db.conn
-        connection.execute(
-            "INSERT INTO sessions (handle, agent, sender, topic, scope, created_at, updated_at) "
-            "VALUES ('h', 'agent', 'sender', 'topic', 'sender', 1.0, 1.0)"
-        )
-        connection.commit()
         began = time.perf_counter()
-        for first in range(0, turns, turns_per_commit):
-            connection.execute("BEGIN IMMEDIATE")
-            for turn in range(first, min(first + turns_per_commit, turns)):
-                _raw_turn(connection.execute, turn, user, assistant, result)
-            connection.execute("COMMIT")
+        write_raw(db.conn, turns_per_commit, turns)
         spent = time.perf_counter() - began
         close_database(db)
     return turns / spent
+
+
+def write_raw(connection: sqlite3.Connection, turns_per_commit: int, turns: int) -> None:
+    """The rows of so many turns of one session."""
+    user = encode_entry(HistoryEntry("user", MESSAGE, sender="sender"))
+    assistant = encode_entry(HistoryEntry("assistant", ANSWER))
+    result = encode_result(TurnResult(ANSWER, "text_response", steps=1, conversation_id=1, turn_id=1))
+    connection.execute(
+        "INSERT INTO sessions (handle, agent, sender, topic, scope, created_at, updated_at) "
+        "VALUES ('h', 'agent', 'sender', 'topic', 'sender', 1.0, 1.0)"
+    )
+    connection.commit()
+    for first in range(0, turns, turns_per_commit):
+        connection.execute("BEGIN IMMEDIATE")
+        for turn in range(first, min(first + turns_per_commit, turns)):
+            _raw_turn(connection.execute, turn, user, assistant, result)
+        connection.execute("COMMIT")
 
 
 def _raw_turn(execute: Callable[..., object], turn: int, user: str, assistant: str, result: str) -> None:

@@ -17,6 +17,9 @@ from benchmarks import showing
 from benchmarks.parts import PARTS
 from benchmarks.plot import NoMatplotlib, plot
 from benchmarks.report import Curve, Goal, Part, Report, Row, Series, in_turns, ratio
+from benchmarks.turns import write_raw
+from benchmarks.work import MESSAGE, open_topics, running
+from persistence.database import close_database, open_database
 
 OURS, THEIRS = Series((10.0, 30.0, 20.0)), Series((5.0, 10.0, 8.0))
 PART = Part(
@@ -127,3 +130,28 @@ def test_every_part_can_be_run_and_says_what_it_measures(entry: Any) -> None:
     module = import_module(f"benchmarks.{entry.name}")
     assert callable(module.run)
     assert len(module.ABOUT) > 100
+
+
+# -- raw sqlite3 -----------------------------------------------------------------------------------------
+
+
+def rows_of(path: Path) -> dict[str, list[list[str]]]:
+    """For each table with rows of turns, the columns of each row that have a value."""
+    db = open_database(path)
+    found = {
+        table: [[name for name, value in row.items() if value is not None] for row in db.table(table).rows]
+        for table in ("turns", "entries", "events", "keys", "steers")
+    }
+    close_database(db)
+    return found
+
+
+def test_raw_sqlite3_writes_the_rows_that_a_turn_writes(tmp_path: Path) -> None:
+    with running(tmp_path / "ours.db") as rt:
+        (cid,) = open_topics(rt, 1)
+        for _ in range(3):
+            rt.send(cid, MESSAGE)
+    db = open_database(tmp_path / "raw.db")
+    write_raw(db.conn, turns_per_commit=2, turns=3)
+    close_database(db)
+    assert rows_of(tmp_path / "raw.db") == rows_of(tmp_path / "ours.db")
