@@ -517,10 +517,12 @@ class PassiveDeleted:
 
 @frozen
 class PassiveForgotten:
-    """A conversation is no more to be found among the passive ones; `count` is 1 if it was."""
+    """A conversation is no more to be found among the passive ones; `count` is 1 if it was. With an error it
+    could not be struck off, and is still to be found there."""
 
     conversation_id: int
     count: int
+    error: BaseException | None = None
 
 
 @frozen

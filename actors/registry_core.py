@@ -115,6 +115,7 @@ class RegistryCore(GreenletActor):
         self._leaving: dict[int, ConversationState] = {}  # asked to leave memory
         self._parting: dict[int, ConversationState] = {}  # have left; where to find them is being stored
         self._forgotten: Counter[int] = Counter()  # are being struck off the passive ones
+        self._unstruck: dict[int, bool] = {}  # could not be, and are tried again
         self._deaths: dict[int, list[float]] = {}
         self._parked: dict[int, gevent.Greenlet] = {}  # and what will start them again
         self._sweeper: Any = None

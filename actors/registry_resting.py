@@ -65,6 +65,9 @@ class RegistryResting(RegistryCore):
                 if now - state.idle_since < patience:
                     break
                 self._send_away(state)
+        unstruck, self._unstruck = self._unstruck, {}
+        for conversation_id in unstruck:
+            self._forget_passive(conversation_id)
         self._sweep_later()
 
     def _sweep_later(self) -> None:
@@ -151,6 +154,7 @@ class RegistryResting(RegistryCore):
     def _left(self, state: ConversationState) -> None:
         """A conversation has left: store where it is to be found before it is forgotten here."""
         self._leaving.pop(state.id, None)
+        self._unstruck.pop(state.id, None)
         self._parting[state.id] = state
         row = self._row_of(state)
         ref = self.actor_ref
@@ -345,7 +349,7 @@ class RegistryResting(RegistryCore):
         ref = self.actor_ref
         self._services.store.submit(
             partial(dormant.forget, id=conversation_id),
-            lambda count, _error: notify(ref, PassiveForgotten(conversation_id, count or 0)),
+            lambda count, error: notify(ref, PassiveForgotten(conversation_id, count or 0, error)),
         )
 
     def _passive_forgotten(self, notice: PassiveForgotten) -> None:
@@ -353,9 +357,11 @@ class RegistryResting(RegistryCore):
         self._forgotten[notice.conversation_id] -= 1
         if not self._forgotten[notice.conversation_id]:
             del self._forgotten[notice.conversation_id]
+        if notice.error is not None and notice.conversation_id not in self._parting:
+            self._unstruck[notice.conversation_id] = True
 
     def _current(self, found: list[Dormant]) -> list[Dormant]:
-        return [row for row in found if row.id not in self._forgotten]
+        return [row for row in found if row.id not in self._forgotten and row.id not in self._unstruck]
 
 
 def _find_session(db: Database, *, handle: str, passive: bool) -> tuple[SessionSummary | None, list[Dormant]]:

@@ -492,3 +492,64 @@ def test_a_conversation_that_cannot_be_woken_stays_passive_and_is_tried_again(
         assert services(rt).directory.passive == 0
 
     virtually(body)
+
+
+def fails_to_forget(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """The disk is full for whatever is to be struck off the passive conversations, until this is called."""
+    from persistence import dormant
+
+    real = dormant.forget
+
+    def fails(*_args: Any, **_kwargs: Any) -> Any:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(dormant, "forget", fails)
+    return lambda: monkeypatch.setattr(dormant, "forget", real)
+
+
+def test_a_closed_conversation_stays_closed_where_it_could_not_be_struck_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def body(rt: Runtime) -> None:
+        cid = topic(rt)
+        rt.send(cid, "hello")
+        rest()
+        there_is_room = fails_to_forget(monkeypatch)
+        assert rt.close(cid) is True
+        rest(1)
+        assert rt.close(cid) is False
+        with pytest.raises(ConversationNotFound):
+            rt.send(cid, "are you there?")
+        resumed = rt.switch_topic(AGENT, "alice", "work")
+        assert resumed.resumed
+        assert resumed.conversation_id != cid
+        there_is_room()
+        rest()
+        assert services(rt).directory.passive == 1  # the new one, which rests by now
+        assert rt.conversation(cid) is None
+        assert rt.conversation_id(AGENT, "alice") == resumed.conversation_id
+
+    virtually(body)
+
+
+def test_what_could_not_be_struck_off_when_it_woke_is_found_when_it_has_left_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def body(rt: Runtime) -> None:
+        cid = topic(rt)
+        rt.send(cid, "one")
+        rest()
+        there_is_room = fails_to_forget(monkeypatch)
+        assert rt.send(cid, "two").conversation_id == cid
+        rest()
+        assert rt.conversation_id(AGENT, "alice") == cid
+        assert rt.send(cid, "three").conversation_id == cid
+        there_is_room()
+        rest()
+        assert services(rt).directory.passive == 1
+        assert rt.send(cid, "four").conversation_id == cid
+        assert rt.switch_topic(AGENT, "alice", "work").conversation_id == cid
+        rest(1)
+        assert services(rt).directory.passive == 0
+
+    virtually(body)
