@@ -138,12 +138,13 @@ class Accepting(Ending):
                 self._stand_in(ticket, message.existing)
         elif not ticket.done:  # its end, refused at once, may have failed it before
             ticket.accept()
-            self._interrupt(ticket)
+            if ticket.interrupts is not None:
+                self._interrupt(ticket)
             if self._closing:
                 self._end_unrun(lambda queued: queued is ticket)
             elif self._journal is not None and self._suspended and ticket.state == "running":
                 self._journal.put_back(ticket)  # stored as running, and it will not run in this process
-        if isinstance(self._activity, Turn) and self._activity.ticket is ticket:
+        if self._early_steers and isinstance(self._activity, Turn) and self._activity.ticket is ticket:
             self._take_early_steers(ticket)
         self._advance()
 

@@ -324,8 +324,10 @@ class ConversationActor(Timing):
                 self._services.directory.release(lost.turn_id, self._state.sender)
                 lost.fail(error)
         cancelled = error is None and ended.result.stop_reason == "cancelled"
-        self._answer_cancels(ticket.turn_id, ended_it=cancelled)
-        self._take_early_steers(ticket)
+        if self._cancels:
+            self._answer_cancels(ticket.turn_id, ended_it=cancelled)
+        if self._early_steers:
+            self._take_early_steers(ticket)
         self._activity = None
         self._propose_title()
         self._advance()

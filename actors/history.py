@@ -81,7 +81,8 @@ class LiveHistory:
             if entry.role == "tool":
                 self._add_result(entry)
             else:
-                self.mend()
+                if self._open_calls is not None:
+                    self.mend()
                 self._add(entry)
                 if entry.tool_calls:
                     self._open_calls = {call.id: call for call in entry.tool_calls}

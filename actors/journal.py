@@ -232,15 +232,18 @@ class Journal:
         """
         now = self._clock.wall()
         writes = WriteSet(
-            new_turns=tuple([self._row(steer.ticket, "queued") for steer in leftovers]),
-            turn_updates=(self._ended(ticket, result),),
-            entries=self._entries(ticket.turn_id, entries, now),
-            steer_updates=(
-                *[SteerUpdate(steer, ticket.turn_id) for steer in steers],
-                *[SteerUpdate(steer.id, steer.ticket.turn_id) for steer in leftovers],
-            ),
-            session_updates=(self._session_update(len(entries), now),),
+            (),
+            (self._ended(ticket, result),),
+            self._entries(ticket.turn_id, entries, now),
+            (self._session_update(len(entries), now),),
         )
+        if steers or leftovers:
+            applied = [SteerUpdate(steer, ticket.turn_id) for steer in steers]
+            placed = [SteerUpdate(steer.id, steer.ticket.turn_id) for steer in leftovers]
+            writes = writes._replace(
+                new_turns=tuple([self._row(steer.ticket, "queued") for steer in leftovers]),
+                steer_updates=(*applied, *placed),
+            )
 
         def committed(_value: None, error: BaseException | None) -> None:
             if error is None:
