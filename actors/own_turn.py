@@ -16,34 +16,31 @@ from actors.greenlet import IDLE_WORKERS, Deadlock, busy_apart, idle_apart
 _current = gevent.getcurrent
 
 
-class TurnGreenlet(gevent.Greenlet):  # type: ignore[misc]  # gevent ships no types
-    """A greenlet of a tool call of a turn. Started at once."""
-
-    def __init__(self, conversation_id: int, function: Callable[..., object], *args: Any) -> None:
-        super().__init__(function, *args)
-        self.conversation_id = conversation_id
-        self.start()
-
-
 class TurnRun:
-    """A turn's own run of a function, in a raw greenlet from its hub's pool. Started at once.
+    """A turn, or one of its tool calls, in a raw greenlet from its hub's pool. Started at once.
 
     A new greenlet for each turn would cost as much as a third of all the rest of a quick turn. A greenlet
     that served one turn serves another only if nothing is left in it of the user's code that ran there: no
     timeout that was never cancelled, no greenlet-local value, no context variable.
     """
 
-    __slots__ = ("_over", "_worker", "conversation_id", "function")
+    __slots__ = ("_over", "_worker", "begun", "conversation_id", "function")
 
     def __init__(self, conversation_id: int, function: Callable[[], object]) -> None:
         self.conversation_id = conversation_id
         self.function = function
+        self.begun = False
         self._over: Event | None = None  # for who waits for the end
         self._worker: _TurnWorker | None = _take()
         self._worker.start(self)
 
     def kill(self) -> None:
-        """Raise `GreenletExit` where it waits, when the hub comes to it, if it has not ended by then."""
+        """Raise `GreenletExit` where it waits, when the hub comes to it, if it has not ended by then.
+
+        What has not begun never does.
+        """
+        if not self.begun:
+            self.function = _nothing
         gevent.get_hub().loop.run_callback(self._kill)
 
     def over(self) -> Event:
@@ -94,6 +91,7 @@ class _TurnWorker(RawGreenlet):  # type: ignore[misc]  # gevent ships no types
                 return
             if self.task is None:  # a foreign switch
                 continue
+            self.task.begun = True
             try:
                 self.task.function()
             except gevent.GreenletExit:
@@ -167,12 +165,9 @@ def _nothing() -> None:
 
 def in_own_turn(conversation_id: int | None) -> bool:
     """Whether this is a greenlet of the turn that runs in a conversation; None is any."""
-    current: Any = _current()
-    if isinstance(current, _TurnWorker):
-        current = current.task
-    elif not isinstance(current, TurnGreenlet):
-        return False
-    return current is not None and conversation_id in (None, current.conversation_id)
+    current = _current()
+    task = current.task if isinstance(current, _TurnWorker) else None
+    return task is not None and conversation_id in (None, task.conversation_id)
 
 
 def check_not_own_turn(conversation_id: int | None, what: str) -> None:

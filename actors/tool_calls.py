@@ -10,7 +10,7 @@ import gevent
 from actors.agents import Agent
 from actors.events import Event, Overflowed, ToolResult
 from actors.greenlet import GreenletFuture
-from actors.own_turn import TurnGreenlet
+from actors.own_turn import TurnRun
 from actors.permit import CLEAN_UP_S, Permit
 from actors.services import Services
 from actors.state import ConversationState
@@ -51,14 +51,16 @@ class ToolCalls:
 
     def run(self) -> None:
         """Make the calls and wait until each has an outcome; whoever kills the wait kills them, too."""
-        running: list[TurnGreenlet] = []
+        running: list[TurnRun] = []
         try:
-            running += [TurnGreenlet(self._state.id, self._run, place) for place in range(len(self._calls))]
+            for place in range(len(self._calls)):
+                running.append(TurnRun(self._state.id, partial(self._run, place)))
             self._done.get()
         except BaseException:
             self._killed = True
-            gevent.killall(running, block=False)
-            gevent.joinall(running, timeout=CLEAN_UP_S)
+            for run in running:
+                run.kill()
+            gevent.wait([run.over() for run in running], timeout=CLEAN_UP_S)
             for permit in self._permits:
                 permit.leave_behind()
             raise

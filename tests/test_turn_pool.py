@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
+import gevent.event
 import pytest
 from gevent.local import local
 
 from actors.greenlet import release_idle_workers
+from actors.own_turn import TurnRun
 from palaver import Chunk, ModelRequest, ScriptedModel
 from tests.turns_support import AGENT, runtime
 
@@ -78,3 +80,23 @@ def test_a_context_variable_of_one_turn_is_not_seen_by_the_next() -> None:
     model = Leaving(lambda: VARIABLE.set("left").var)
     _three_turns(model)
     assert model.seen == [""] * 3
+
+
+def test_what_is_killed_before_it_begins_never_does() -> None:
+    ran: list[str] = []
+    runs = [TurnRun(1, lambda: ran.append("killed")), TurnRun(1, lambda: ran.append("not killed"))]
+    runs[0].kill()
+    assert not runs[0].over().is_set()
+    gevent.wait([run.over() for run in runs])
+    assert ran == ["not killed"]
+
+
+def test_a_kill_that_comes_after_the_end_reaches_nobody() -> None:
+    ended, ran = gevent.event.Event(), []
+    first = TurnRun(1, ended.set)
+    ended.wait()
+    first.kill()
+    second = TurnRun(2, lambda: ran.append(gevent.sleep(0)))
+    second.over().wait()
+    assert first.over().is_set()
+    assert ran == [None]
