@@ -16,6 +16,7 @@ from typing import Protocol
 
 from attrs import evolve
 
+from benchmarks.parts import PARTS
 from benchmarks.report import Part, Tell
 
 
@@ -52,11 +53,12 @@ class Progress:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("part")
+    modules = {entry.name: entry.module for entry in PARTS}
+    parser.add_argument("part", choices=modules)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--head", default="")
     arguments = parser.parse_args()
-    module: Module = importlib.import_module(f"benchmarks.{arguments.part}")
+    module: Module = importlib.import_module(modules[arguments.part])
     progress = Progress(arguments.head or arguments.part)
     began = time.monotonic()
     try:

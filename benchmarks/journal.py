@@ -85,7 +85,7 @@ def run(quick: bool, tell: Tell) -> Part:
     rows = []
     for load in [HUNDRED] if quick else LOADS:
         measures = {"ours": partial(_with, load), "no journal": partial(without, load)}
-        rows.append(Row(f"turns/s, {load.name}", in_turns(measures, 3 if quick else 5, tell)))
+        rows.append(Row(f"turns/s, {load.name}", in_turns(measures, 2 if quick else 5, tell)))
     goals = [
         Goal(f"{row.what}, over the same without the journal", ratio(*row.systems.values()), 1 - MOST_LOST)
         for row in rows

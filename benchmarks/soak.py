@@ -337,7 +337,7 @@ def image_plot(looks: Sequence[Look], path: str) -> bool:
 
 def run(quick: bool, tell: Tell) -> Part:
     """The same for `python -m benchmarks`, with few turns: what grows slowly takes many to be seen."""
-    turns = 300 if quick else 20_000
+    turns = 300 if quick else 10_000
     with tempfile.TemporaryDirectory() as folder:
         soaked = soak(turns, Path(folder), tell=lambda look: tell(f"{look.turns:,} of {turns:,} turns"))
     lines = {

@@ -127,7 +127,7 @@ def test_without_matplotlib_an_image_is_refused_in_words(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("entry", PARTS, ids=lambda entry: entry.name)
 def test_every_part_can_be_run_and_says_what_it_measures(entry: Any) -> None:
-    module = import_module(f"benchmarks.{entry.name}")
+    module = import_module(entry.module)
     assert callable(module.run)
     assert len(module.ABOUT) > 100
 
