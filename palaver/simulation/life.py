@@ -89,7 +89,7 @@ class Life:
                 raise
             self.abandon()()  # it crashed on the way
             return True
-        trouble = Trouble(run, rt, self.crash)
+        trouble = Trouble(run, rt, self.crash, self._spawn)
         self._spawn(trouble.make)
         self._spawn(self._sample, rt)
         self._spawn(self._look_for_progress)

@@ -21,16 +21,20 @@ class Trouble:
 
     Args:
         crash: ends the process, now.
+        spawn: starts a greenlet of the simulation's own.
 
     Attributes:
         over: no fault begins any more.
     """
 
-    def __init__(self, run: Run, rt: Runtime, crash: Callable[[], None]) -> None:
+    def __init__(
+        self, run: Run, rt: Runtime, crash: Callable[[], None], spawn: Callable[..., object]
+    ) -> None:
         self.over = False
         self._run = run
         self._rt = rt
         self._crash = crash
+        self._spawn = spawn
 
     def make(self) -> None:
         """Make one after the other, in a greenlet of its own."""
@@ -59,7 +63,7 @@ class Trouble:
                 disk.last, disk.after = disk.commits + 1, facts["how"] != "before a commit"
                 disk.torn = float(str(facts.get("torn", 0.0)))
         elif act.what == "disk full":
-            gevent.spawn(self._fill, float(str(facts["for_s"])))
+            self._spawn(self._fill, float(str(facts["for_s"])))
         elif act.what == "death":
             self._kill(int(str(facts["sender"])))
 
