@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import json
-import pickle
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from attrs import evolve
 from click.testing import CliRunner, Result
-from support import ROOT
 from terminal import Child, children_without_monitor
 from test_reports import BROKEN, outcome
 
@@ -52,6 +47,19 @@ concurrency = 2
 """
 
 
+@pytest.fixture(name="in_this_process")
+def lived_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command's runs need no process of their own, which takes most of a second."""
+
+    def live(wanted: list[Job], **_options: object) -> Iterator[tuple[int, Outcome]]:
+        for number, job in enumerate(wanted):
+            ended = worker.answer(job, lambda _told: None)
+            assert isinstance(ended, Ended), ended
+            yield number, ended.outcome
+
+    monkeypatch.setattr(command, "live", live)
+
+
 @pytest.fixture(name="small")
 def small_workload(tmp_path: Path) -> Path:
     path = tmp_path / "small.toml"
@@ -63,6 +71,7 @@ def run(*args: object) -> Result:
     return CliRunner().invoke(palaver, ["simulate", *map(str, args)], prog_name="palaver")
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_run_is_reported_in_text_and_as_a_page(small: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     result = run(small, "--seed", 3, "--html", page)
@@ -72,6 +81,7 @@ def test_a_run_is_reported_in_text_and_as_a_page(small: Path, tmp_path: Path) ->
     assert page.read_text().startswith("<!doctype html>")
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_the_same_seed_gives_the_same_json_but_for_the_real_time(small: Path) -> None:
     first, again = (json.loads(run(small, "--seeds", "5..6", "--json").stdout) for _ in range(2))
     assert [one["seed"] for one in first["runs"]] == [5, 6]
@@ -81,6 +91,7 @@ def test_the_same_seed_gives_the_same_json_but_for_the_real_time(small: Path) ->
     assert first == again
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_a_sweep_names_the_values_and_keeps_their_order(small: Path, tmp_path: Path) -> None:
     page = tmp_path / "sweep.html"
     result = run(small, "--sweep", "provider.concurrency=4,1", "--html", page, "--json", "--no-check")
@@ -93,7 +104,22 @@ def test_a_sweep_names_the_values_and_keeps_their_order(small: Path, tmp_path: P
     assert "Throughput against provider.concurrency" in page.read_text()
 
 
-def test_the_same_from_python(small: Path) -> None:
+LOUD = """
+from gevent import monkey; monkey.patch_all()
+from palaver.simulation import worker
+real = worker.simulate
+def loud(*args, **options):
+    print("a word " * 10_000)
+    return real(*args, **options)
+worker.simulate = loud
+worker.main()
+"""
+
+
+def test_seeds_are_lived_side_by_side_in_processes_whatever_these_print(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runs, "_PROGRAM", LOUD)
     workload = Workload.from_toml(small)
     seen: list[Standing] = []
     outcomes = run_seeds(workload, [4, 2], jobs=2, check=False, progress=seen.append)
@@ -102,6 +128,8 @@ def test_the_same_from_python(small: Path) -> None:
     assert (seen[-1].runs, seen[-1].planned, seen[-1].share, seen[-1].turns) == (2, 2, 1.0, 24)
     shares = [standing.share for standing in seen]
     assert shares == sorted(shares)
+    out, err = capfd.readouterr()
+    assert (out, err.count("a word ")) == ("", 20_000)
 
 
 def test_a_swept_value_may_be_what_python_gives_the_field_or_what_a_file_writes(small: Path) -> None:
@@ -110,6 +138,7 @@ def test_a_swept_value_may_be_what_python_gives_the_field_or_what_a_file_writes(
     assert [job.workload.senders.think_s for job in jobs] == [Fixed(3.0), Exponential(1.0), Fixed(60)]
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_one_run_leaves_its_trace_and_its_database(small: Path, tmp_path: Path) -> None:
     trace, database = tmp_path / "trace.jsonl", tmp_path / "kept.db"
     result = run(small, "--trace", trace, "--database", database)
@@ -257,22 +286,6 @@ def test_a_process_that_is_killed_is_told_with_its_seed(small: Path, monkeypatch
     result = run(small, "--seed", 9)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "Error: seed 9: its process ended by SIGKILL\n"
-
-
-def test_what_a_process_prints_does_not_get_between_its_answers(small: Path) -> None:
-    program = "import palaver.simulation.simulating as s\nreal = s.simulate\n"
-    program += "def loud(*a, **k):\n    print('a word' * 10_000)\n    return real(*a, **k)\n"
-    program += "import palaver.simulation.worker as w\nw.simulate = loud\nw.main()"
-    quiet = {"stderr": subprocess.DEVNULL}
-    child = subprocess.Popen(
-        [sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **quiet
-    )
-    out, _ = child.communicate(pickle.dumps(Job(Workload.from_toml(small), 3)))
-    answers, last = io.BytesIO(out), None
-    while answers.tell() < len(out):
-        last = pickle.load(answers)
-    assert isinstance(last, Ended)
-    assert last.outcome.done == 12
 
 
 # -- at a terminal ---------------------------------------------------------------------------------
