@@ -67,7 +67,7 @@ def _by_percentile(outcomes: Sequence[Outcome]) -> Plot | None:
     words = [
         f"Of {counted(len(taken), 'result')}, half took {seconds(p50)} or less, and one of twenty "
         f"{seconds(p95)} or more; p99 is {number(p99 / p50 if p50 else 0)} times the median.",
-        f"Before the model began to answer, half waited {seconds(percentile(waited, 50))} or less, and one "
+        f"Before the model took it up, half waited {seconds(percentile(waited, 50))} or less, and one "
         f"of twenty {seconds(percentile(waited, 95))} or more.",
     ]
     chart = Chart(
@@ -76,7 +76,7 @@ def _by_percentile(outcomes: Sequence[Outcome]) -> Plot | None:
         Axis("seconds"),
         [
             percentile_line("from sending to result", taken, 0),
-            percentile_line("until the model began", waited, 1),
+            percentile_line("until the model took it up", waited, 1),
         ],
     )
     rows = [

@@ -72,5 +72,6 @@ thead th{{color:var(--soft);font-weight:600;white-space:nowrap}}
 tbody th{{font-weight:400}}
 pre{{background:var(--card);border:1px solid var(--edge);border-radius:.4rem;padding:.6rem;overflow-x:auto;
 font-size:.88rem}}
+@media (max-width:600px){{svg text{{font-size:17px}}}}
 @media print{{body{{background:#fff}}figure{{break-inside:avoid}}}}
 """

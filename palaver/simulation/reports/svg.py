@@ -12,7 +12,7 @@ from palaver.simulation.reports.scales import Axis, Scale, scale_of
 WIDTH, HEIGHT = 480, 270
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 30, 46
 KINDS = 6  # of lines, each with a colour and dashes of its own
-_CHARACTER = 7.5  # columns of a drawing that one takes in a label, about
+_CHARACTER = 9  # columns of a drawing that one takes in a label, about
 _FIGURES = 8  # of them that fit to the left of the vertical axis
 
 Points = Sequence[tuple[float, float]]

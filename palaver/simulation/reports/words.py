@@ -44,7 +44,7 @@ def _latency(figures: Summary) -> str:
     return (
         f"Half of {counted(figures.results, 'result')} came within {seconds(figures.latency.p50)}, 95 of 100 "
         f"within {seconds(figures.latency.p95)}, the slowest after {seconds(figures.latency.max)}; "
-        f"{percent(share)} of that time went by before the model began to answer."
+        f"{percent(share)} of that time went by before the model took it up."
     )
 
 
