@@ -1,7 +1,7 @@
 """`python tests/planted/simulated.py`: how many seeds simulated workloads take to find each planted bug.
 
 Each bug is planted in a copy of the code, in which `reliability.workloads` lives one seed after the other.
-The seeds from one violation to the next are as many tries as it took; their median is told.
+The share of seeds that show it gives the median: after so many, half of all who look have found it.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from math import ceil, log
 from pathlib import Path
-from statistics import median
 
 import click
 from attrs import evolve, frozen
@@ -25,12 +24,18 @@ from planted.runner import Garden, garden
 from planted.table import chosen
 
 
+def median_seeds(found: int, seeds: int) -> int:
+    """After how many seeds half of all searches have ended, where so many of `seeds` show it: the median of
+    the geometric distribution."""
+    return 1 if found == seeds else ceil(log(0.5) / log(1 - found / seeds))
+
+
 @frozen
 class Hunted:
-    """What simulation made of a bug: the seeds that it took each time, how many there were, what broke."""
+    """What simulation made of a bug: how many seeds showed it, of how many, and what broke."""
 
     bug: Bug
-    took: list[int]
+    found: int
     seeds: int
     guarantees: list[int]
     seconds: float
@@ -39,9 +44,9 @@ class Hunted:
     def row(self) -> str:
         """A line of the table."""
         seen = ", ".join(map(str, self.guarantees)) or "-"
-        middle = f"{median(self.took):g}" if self.took else "not found"
-        found = f"{len(self.took)} of {self.seeds}"
-        return f"| {self.bug.number} | {self.bug.what} | {seen} | {middle} | {found} |"
+        middle = median_seeds(self.found, self.seeds) if self.found else "not found"
+        shown = f"{self.found} of {self.seeds}"
+        return f"| {self.bug.number} | {self.bug.what} | {seen} | {middle} | {shown} |"
 
 
 HEAD = (
@@ -65,9 +70,9 @@ def main(
     bugs = [evolve(bug, limit_s=seconds) for bug in chosen(numbers, quick=False)]
     with garden() as made, ThreadPoolExecutor(jobs) as pool:
         hunted = list(pool.map(lambda bug: _hunt(made, bug, seeds, found), bugs))
-    lines = [*HEAD, *(each.row for each in sorted(hunted, key=lambda each: each.bug.number) if each.took)]
+    lines = [*HEAD, *(each.row for each in sorted(hunted, key=lambda each: each.bug.number) if each.found)]
     click.echo("\n".join(lines))
-    missed = [str(each.bug.number) for each in hunted if not each.took]
+    missed = [str(each.bug.number) for each in hunted if not each.found]
     click.echo(
         f"{len(hunted) - len(missed)} of {len(hunted)} found; not found: {', '.join(missed) or 'none'}"
     )
@@ -78,10 +83,9 @@ def main(
 def _hunt(made: Garden, bug: Bug, seeds: int, enough: int) -> Hunted:
     began = time.monotonic()
     lived = made.hunt(bug, seeds, enough)
-    places = [0, *(place for place, (_, broken, _) in enumerate(lived, 1) if broken)]
-    took = [after - before for before, after in pairwise(places)]
     broken = Counter(guarantee for _, guarantee, _ in lived if guarantee)
-    hunted = Hunted(bug, took, len(lived), [g for g, _ in broken.most_common()], time.monotonic() - began)
+    seen = [guarantee for guarantee, _ in broken.most_common()]
+    hunted = Hunted(bug, broken.total(), len(lived), seen, time.monotonic() - began)
     click.echo(f"{hunted.seconds:5.0f} s  {hunted.row}", err=True)
     for words in dict.fromkeys(words for _, guarantee, words in lived if guarantee):
         click.echo(f"         {words[:150]}", err=True)
