@@ -30,6 +30,7 @@ from palaver.simulation import (
     report_json,
     report_text,
 )
+from palaver.simulation.reports.curves import over_time
 from palaver.simulation.reports.guarantees import GUARANTEES
 from palaver.simulation.reports.knee import knee
 from palaver.simulation.reports.numbers import number, percent, seconds
@@ -376,6 +377,17 @@ def test_the_page_of_several_seeds_compares_them() -> None:
     assert "Throughput of each seed" in page
     assert "turns ended done: from 1 (seed 0) to 4 (seed 3)" in page
     assert "<h3>Throughput of each seed</h3>" not in report_html([outcome()])
+
+
+def test_curves_of_several_runs_end_when_fewer_than_half_of_these_go_on() -> None:
+    long, short = outcome(), [evolve(sample, at_s=sample.at_s / 4) for sample in outcome().samples]
+    curve = over_time(
+        [long, outcome(1, samples=short), outcome(2, samples=short)], lambda sample: sample.live
+    )
+    assert curve is not None
+    assert curve.runs == 3
+    assert 24.0 < curve.at_s[-1] <= 25.0
+    assert "the median of 3 runs" in report_html([long, outcome(1), outcome(2)])
 
 
 def test_the_page_of_a_sweep_marks_the_knee_in_its_plots() -> None:

@@ -27,7 +27,7 @@ class Curve:
     middle: Sequence[float]
     low: Sequence[float]
     high: Sequence[float]
-    several: bool
+    runs: int
 
     @property
     def points(self) -> list[tuple[float, float]]:
@@ -36,7 +36,7 @@ class Curve:
     @property
     def band(self) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
         """Its edges; empty of one run."""
-        if not self.several:
+        if self.runs == 1:
             return [], []
         return [*zip(self.at_s, self.low, strict=True)], [*zip(self.at_s, self.high, strict=True)]
 
@@ -78,7 +78,7 @@ def _together(series: Sequence[Sequence[tuple[float, float]]]) -> Curve | None:
         return None
     if len(series) == 1:
         at_s, values = [at for at, _ in series[0]], [value for _, value in series[0]]
-        return Curve(at_s, values, values, values, several=False)
+        return Curve(at_s, values, values, values, runs=1)
     last = max(each[-1][0] for each in series)
     first = min(each[0][0] for each in series)
     grid = [first + (last - first) * n / (GRID - 1) for n in range(GRID)]
@@ -88,7 +88,7 @@ def _together(series: Sequence[Sequence[tuple[float, float]]]) -> Curve | None:
         [median(found) for _, found in columns],
         [min(found) for _, found in columns],
         [max(found) for _, found in columns],
-        several=True,
+        runs=len(series),
     )
 
 

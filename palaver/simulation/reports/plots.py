@@ -165,10 +165,10 @@ def _timed(title: str, words: Sequence[str], unit: str, named: Sequence[tuple[st
     for kind, (name, curve) in enumerate(named):
         low, high = curve.band
         lines.append(Line(name, curve.points, low, high, kind=kind))
-    if named[0][1].several:
+    if (runs := named[0][1].runs) > 1:
         words = [
             *words,
-            "Lines are the median of the runs, bands go from the least to the most, while half go on.",
+            f"Lines are the median of {runs:,} runs, bands go from the least to the most, while half go on.",
         ]
     chart = Chart(title, Axis("virtual time, s", tight=True), Axis(unit), lines, above=1.0)
     return Plot(title, words, chart, ["virtual time, s", *(name for name, _ in named)], [*_rows(named)])
