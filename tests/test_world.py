@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
+from weakref import ref
 
 import gevent
 import pytest
@@ -224,6 +225,21 @@ def test_a_crash_drops_timers_but_the_callers_own_timeout_goes_on() -> None:
         assert one.now == 5.0
         one.sleep(10.0)
         assert seen == []
+
+
+def test_nothing_of_a_crashed_process_stays_in_memory() -> None:
+    with world() as one:
+        works = Works(one)
+        rt = works.open()
+        for sender in "abc":
+            rt.submit(topic(rt, sender=sender), "go")
+        one.sleep(one.rng.random() * 10)
+        one.crash()
+        works.open()
+    gone = ref(rt)
+    del rt
+    gc.collect()
+    assert gone() is None
 
 
 def test_two_processes_of_a_world_give_no_handle_twice() -> None:

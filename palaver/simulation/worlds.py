@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
@@ -48,6 +49,7 @@ Recover = Literal["run", "hold", "fail"]
 
 ORDERS = ("shuffled", "fifo")
 LIVES = 4_096  # openings of one seed, for numbers of sources
+BURIAL_STEPS = 100_000  # at most, of each
 MODEL_S = Uniform(0.1, 2.0)
 COMMIT_S = Uniform(0.0, 0.005)
 
@@ -81,6 +83,7 @@ class World:
         self._opened: list[tuple[Runtime, InlineWorker]] = []
         self._openings = 0
         self._ours: list[gevent.Greenlet] = []
+        self._dead: list[Runtime] = []
         self._dropped: list[object] = []  # of dead processes: nothing of them may run, not even to clean up
 
     # -- time and greenlets ------------------------------------------------------------------------
@@ -191,7 +194,8 @@ class World:
                 "the process of this Runtime has crashed; go on with a new one, of world.open"
             )
         self._dropped += [[greenlet for greenlet in self._started.values() if not greenlet.dead]]
-        self._dropped += [self._loop.forget(self._owner), self._opened]
+        self._dropped += [self._loop.forget(self._owner)]
+        self._dead += [runtime for runtime, _ in self._opened]
         self._opened, self._ours, self.disk = [], [], Disk()
 
     # -- what went wrong ---------------------------------------------------------------------------
@@ -234,6 +238,22 @@ class World:
         opened, self._opened = self._opened, []
         for runtime, _ in reversed(opened):
             runtime.shutdown(drain=0)
+
+    def bury(self) -> None:
+        """Let the crashed processes come to an end, so that nothing of them stays in memory. Nobody wants to
+        hear of it."""
+        if not self._dead:
+            return
+        logged = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        self._loop.max_steps = self._loop.steps + BURIAL_STEPS * len(self._dead)
+        for runtime in self._dead:
+            with suppress(Exception):
+                runtime._refusal = None  # noqa: SLF001 - see above
+                runtime.shutdown(drain=0)
+        logging.disable(logged)
+        self._dead.clear()
+        self._dropped.clear()
 
     def let_go(self) -> None:
         """Let go of files, as a crash does."""
@@ -316,6 +336,7 @@ def world(seed: int = 0, *, order: Order = "shuffled", max_steps: int = MAX_STEP
             made.close()
         finally:
             made.let_go()
+            made.bury()
 
 
 @contextmanager
