@@ -50,11 +50,11 @@ commit_s = {commit_s}
 """
 FULL = {
     "senders": 500,
-    "seconds": 50,
-    "spread_s": 10.0,
-    "think_s": 3.0,
-    "median_s": 2.0,
-    "p95_s": 5.0,
+    "seconds": 45,
+    "spread_s": 15.0,
+    "think_s": 6.0,
+    "median_s": 4.0,
+    "p95_s": 10.0,
     "places": 100,
 }
 QUICK = {
