@@ -54,12 +54,11 @@ from actors.ticket import SteerRequest, Ticket
 from actors.tool_calls import ToolCalls
 from actors.tools import ToolOutcome
 from persistence.errors import PalaverError, StorageError
-from persistence.records import HistoryEntry, StopReason, ToolCall, TurnResult, Usage
+from persistence.records import NO_USAGE, HistoryEntry, StopReason, ToolCall, TurnResult
 
 logger = logging.getLogger("palaver.turn")
 
 TRACE_VERSION = 1
-NO_USAGE = Usage()
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 

@@ -11,7 +11,7 @@ from json.encoder import encode_basestring as quote
 from typing import Any
 
 from persistence.errors import RecordError
-from persistence.records import HistoryEntry, JsonObject, ToolCall, TurnResult, Usage
+from persistence.records import NO_USAGE, HistoryEntry, JsonObject, ToolCall, TurnResult, Usage
 
 VERSION = 1
 
@@ -84,7 +84,7 @@ def encode_result(result: TurnResult) -> str:
         body += f',"error":{quote(result.error)}'
     if result.steps:
         body += f',"steps":{result.steps:d}'
-    if counts := _counts(result.usage):
+    if result.usage is not NO_USAGE and (counts := _counts(result.usage)):
         body += f',"usage":{{{counts[1:]}}}'
     if result.model:
         body += f',"model":{quote(result.model)}'

@@ -79,6 +79,9 @@ class Usage:
         )
 
 
+NO_USAGE = Usage()
+
+
 @frozen
 class TurnResult:
     """How a turn ended.
@@ -92,7 +95,7 @@ class TurnResult:
     stop_reason: StopReason
     error: str | None = None
     steps: int = 0
-    usage: Usage = Usage()
+    usage: Usage = NO_USAGE
     model: str = ""
     conversation_id: int = 0
     turn_id: int = 0
