@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Generic, TypeVar
-
-from gevent.queue import Queue
 
 from actors.counts import Counts
 from actors.events import (
@@ -19,6 +18,7 @@ from actors.events import (
     ThinkingEnd,
     ThinkingStart,
 )
+from actors.greenlet import GreenletFuture
 
 T = TypeVar("T")
 
@@ -51,6 +51,7 @@ class EventStream(Iterator[T], Generic[T]):
         "_missed",
         "_on_close",
         "_queue",
+        "_reading",
         "_wrap",
         "closed",
         "only",
@@ -65,7 +66,8 @@ class EventStream(Iterator[T], Generic[T]):
         *,
         keeps_done: bool = True,
     ) -> None:
-        self._queue = Queue()
+        self._queue: deque[Any] = deque()
+        self._reading: GreenletFuture[None] | None = None  # set when there is something for who waits
         self._limit = limit
         self._wrap = wrap
         self._on_close = on_close
@@ -82,8 +84,11 @@ class EventStream(Iterator[T], Generic[T]):
         """Hand over an event; never blocks, never fails."""
         if self.closed:
             return
+        if not self._missed and not self._broken and len(self._queue) < self._limit:
+            self._put(self._wrap(source, event))
+            return
         done = self._keeps_done and isinstance(event, Done)
-        waiting = self._queue.qsize()
+        waiting = len(self._queue)
         room = done or waiting < (max(1, self._limit // 2) if self._missed else self._limit)
         if not room or (self._broken and self._is_rest_of_broken(source, event)):
             self._miss(source, event)
@@ -92,9 +97,9 @@ class EventStream(Iterator[T], Generic[T]):
         if self._broken and (isinstance(event, _STARTS) or (isinstance(event, Done) and event.result.steps)):
             self._broken.pop(_key(source), None)
         if self._missed:
-            self._queue.put_nowait(self._wrap(source, Lagged(self._missed)))
+            self._put(self._wrap(source, Lagged(self._missed)))
             self._missed = 0
-        self._queue.put_nowait(self._wrap(source, event))
+        self._put(self._wrap(source, event))
 
     def join_midway(self, source: Hashable) -> None:
         """Say that `source` may be in the middle of a segment whose start this reader did not get."""
@@ -103,14 +108,20 @@ class EventStream(Iterator[T], Generic[T]):
     def end(self, error: BaseException | None = None) -> None:
         """No event follows: the reader's iteration stops, or raises `error`, after what is buffered."""
         if not self.closed:
-            self._queue.put_nowait(error if error is not None else _END)
+            self._put(error if error is not None else _END)
 
     def close(self) -> None:
         """Stop reading. The turn goes on; other readers do not notice."""
         if not self.closed:
             self.closed = True
-            self._queue.put_nowait(_END)
+            self._put(_END)
             self._on_close(self)
+
+    def _put(self, item: object) -> None:
+        self._queue.append(item)
+        if self._reading is not None:
+            reading, self._reading = self._reading, None
+            reading.set()
 
     def _is_rest_of_broken(self, source: Hashable, event: Event) -> bool:
         return _key(source) in self._broken and isinstance(event, _DELTAS + _ENDS)
@@ -128,16 +139,21 @@ class EventStream(Iterator[T], Generic[T]):
         return self
 
     def __next__(self) -> T:
-        if self.closed and self._queue.empty():
-            raise StopIteration
-        item = self._queue.get()
+        queue = self._queue
+        while not queue:
+            if self.closed:
+                raise StopIteration
+            if self._reading is None:
+                self._reading = GreenletFuture()
+            self._reading.get()
+        item = queue.popleft()
         if item is _END:
             self.closed = True
             raise StopIteration
         if isinstance(item, BaseException):
             self.closed = True
             raise item
-        return item  # type: ignore[no-any-return]  # gevent's Queue is untyped; push wrapped it as T
+        return item  # type: ignore[no-any-return]  # push wrapped it as T
 
     def __enter__(self) -> EventStream[T]:
         return self

@@ -93,13 +93,15 @@ class Reader:
             reasoning = mend_text(chunk.reasoning)
             self._reasoning.append(reasoning)
             if self._emit is not None:
-                self._segment(ThinkingStart, ThinkingEnd)
+                if self._open is not ThinkingEnd:
+                    self._segment(ThinkingStart, ThinkingEnd)
                 self._emit(ThinkingDelta(reasoning))
         if chunk.text:
             text = mend_text(chunk.text)
             self._text.append(text)
             if self._emit is not None:
-                self._segment(TextStart, TextEnd)
+                if self._open is not TextEnd:
+                    self._segment(TextStart, TextEnd)
                 self._emit(TextDelta(text))
         for delta in chunk.tool_calls:
             self._take_call(delta)
