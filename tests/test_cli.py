@@ -140,6 +140,7 @@ def test_an_unknown_command_is_a_usage_error():
         ("chat",),
         ("demo",),
         ("replay",),
+        ("simulate",),
         ("sessions",),
         ("sessions", "list"),
         ("memory", "search"),

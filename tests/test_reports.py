@@ -128,8 +128,7 @@ def test_a_small_share_is_not_nothing() -> None:
 
 
 def test_the_knee_of_the_papers_example_is_found() -> None:
-    """Figure 2 of the paper: y = -1 / (x + 0.1) + 5, whose knee is at 0.22 before noise: the first of these
-    ten points after it."""
+    """Its figure 2: y = -1 / (x + 0.1) + 5, with the knee at 0.22, the third of these ten points."""
     xs = [n / 9 for n in range(10)]
     assert knee(xs, [-1 / (x + 0.1) + 5 for x in xs]) == 2
 

@@ -40,6 +40,8 @@ def share_done(label: str) -> Iterator[Callable[[float, str], object]]:
             now = (words, min(steps, max(shown[1], int(share * steps))))
             if now != shown:
                 bar.update(now[1] - shown[1], words)
+                if now[1] == shown[1]:  # which the bar would not draw
+                    bar.render_progress()
                 shown = now
 
         yield show

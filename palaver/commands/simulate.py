@@ -249,7 +249,7 @@ def _words(standing: Standing) -> str:
     if standing.planned > 1:
         words = f"{standing.runs:,} of {standing.planned:,} runs, {words}"
     if standing.shrinking:
-        words += ", making a violation small"
+        words += f", making {counted(standing.shrinking, 'violation')} small ({standing.shrunk_by:,} runs)"
     return words
 
 

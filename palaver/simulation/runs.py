@@ -19,7 +19,7 @@ from gevent.queue import Queue
 
 from palaver.simulation.errors import SimulationError
 from palaver.simulation.outcome import Outcome
-from palaver.simulation.worker import Ended, Failed, Job, Lived, Shrunk, Told
+from palaver.simulation.worker import Ended, Failed, Job, Lived, Shrunk, Told, Violated
 from palaver.simulation.workload import Workload
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,8 @@ class Standing:
         runs: those that have ended.
         planned: all of them.
         turns: done so far, in all runs.
-        shrinking: how many runs have violated a guarantee, and are making what shows it smaller.
+        shrinking: how many runs have violated a guarantee, and what shows it is being made small.
+        shrunk_by: runs that this has taken.
     """
 
     share: float
@@ -44,6 +45,7 @@ class Standing:
     planned: int
     turns: int
     shrinking: int
+    shrunk_by: int
 
 
 Watcher = Callable[[Standing], object]
@@ -153,7 +155,8 @@ def swept(
 def live(
     jobs_wanted: Sequence[Job], *, jobs: int = 1, progress: Watcher | None = None
 ) -> Iterator[tuple[int, Outcome]]:
-    """Each outcome, with the place of its job, as soon as it is there. The processes end with the iteration.
+    """Each outcome, with the place of its job, as soon as it is there; one with a violation also before that
+    is made small. The processes end with the iteration.
 
     Raises:
         SimulationError: a run could not be lived.
@@ -187,8 +190,8 @@ def _ended(
         progress.note(number, what)
         if isinstance(what, Failed):
             raise _failure(jobs[number], what)
-        if isinstance(what, Ended):
-            left -= 1
+        left -= isinstance(what, Ended)
+        if isinstance(what, Ended | Violated):
             yield number, what.outcome if number < WITH_SAMPLES else evolve(what.outcome, samples=())
 
 
@@ -255,7 +258,7 @@ class _Progress:
     watcher: Watcher | None
     _share: dict[int, float] = field(factory=dict)  # of the runs that are under way
     _turns: dict[int, int] = field(factory=dict)
-    _shrinking: set[int] = field(factory=set)
+    _shrinking: dict[int, int] = field(factory=dict)  # the runs that it has taken
     _runs: int = 0
     _turns_of_ended: int = 0
 
@@ -264,12 +267,14 @@ class _Progress:
             case Lived():
                 self._share[number] = lived_share(self.jobs[number].workload, told)
                 self._turns[number] = told.turns
+            case Violated():
+                self._shrinking[number] = 0
             case Shrunk():
-                self._shrinking.add(number)
+                self._shrinking[number] = told.runs
             case Ended():
                 self._share.pop(number, None)
                 self._turns.pop(number, None)
-                self._shrinking.discard(number)
+                self._shrinking.pop(number, None)
                 self._runs += 1
                 self._turns_of_ended += told.outcome.done
         if self.watcher is not None:
@@ -282,6 +287,7 @@ class _Progress:
             planned=len(self.jobs),
             turns=self._turns_of_ended + sum(self._turns.values()),
             shrinking=len(self._shrinking),
+            shrunk_by=sum(self._shrinking.values()),
         )
 
 

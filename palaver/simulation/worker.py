@@ -50,8 +50,15 @@ class Lived:
 
 
 @frozen
+class Violated:
+    """The run is over, and its violation will be made small; the end will come with that."""
+
+    outcome: Outcome
+
+
+@frozen
 class Shrunk:
-    """A violation was found, and so many runs have made what shows it so few acts."""
+    """So many runs have made what shows a violation so few acts."""
 
     runs: int
     acts: int
@@ -72,7 +79,7 @@ class Failed:
     raised: str = ""
 
 
-Told = Lived | Shrunk | Ended | Failed
+Told = Lived | Violated | Shrunk | Ended | Failed
 
 
 def main() -> None:
@@ -140,7 +147,7 @@ def _lived(job: Job, tell: Callable[[Told], object]) -> Outcome:
             trace.close()
     if outcome.violation is None or not job.shrunk or job.acts is not None:
         return outcome
-    tell(Shrunk(0, len(outcome.violation.acts)))
+    tell(Violated(outcome))
     smaller = shrink(
         job.workload,
         job.seed,
