@@ -27,9 +27,10 @@ def plot(report: Report, path: str) -> int:
     pyplot = _pyplot()
     if not curves:
         return 0
-    lines = -(-len(curves) // COLUMNS)
-    size = (PANEL_INCHES[0] * COLUMNS, PANEL_INCHES[1] * lines)
-    figure, axes = pyplot.subplots(lines, COLUMNS, figsize=size, layout="constrained", squeeze=False)
+    columns = min(COLUMNS, len(curves))
+    lines = -(-len(curves) // columns)
+    size = (PANEL_INCHES[0] * columns, PANEL_INCHES[1] * lines)
+    figure, axes = pyplot.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
     panels = list(axes.flat)
     for panel, (name, curve) in zip(panels, curves, strict=False):
         _draw(panel, name, curve)
