@@ -19,17 +19,19 @@ from benchmarks.work import (  # noqa: E402
     HubWatch,
     answering,
     closed_loop,
+    freeze,
     open_topics,
     running,
+    settled,
     temporary_file,
 )
 from palaver import AgentConfig, Limits, Runtime  # noqa: E402
 from palaver.process import rss_bytes  # noqa: E402
 
 ABOUT = """Idle tmp chats, more and more of them in one process; beside them 100 topics whose senders send
-durable turns, all at once, and one whose sender sends alone. As a host does, the process takes what is
-there for good out of the collector's sight (`gc.freeze`) when it has opened so many, not before: while it
-opens them, the collector does as it likes."""
+durable turns, all at once, and one whose sender sends alone. As a host with so many should, the process
+takes what is there for good out of the collector's sight (`gc.freeze`) each time that it has opened so
+many, and lets the collector look seldom at what comes."""
 SIZES = (1, 100, 1_000, 10_000, 100_000, 1_000_000)
 ACTIVE = 100
 BYTES_EACH = 4_000  # of memory that must be there for the largest size
@@ -78,8 +80,7 @@ class Crowd:
 
     def measure(self, size: int) -> None:
         """What turns cost now, a close, and a listing; how long the hub was blocked."""
-        gc.collect()
-        gc.freeze()
+        freeze()
         took: dict[str, list[float]] = {"alone": [], "together": [], "close": []}
         with HubWatch() as hub:
             for _ in range(self.rounds):
@@ -127,7 +128,7 @@ class Crowd:
 
 def idle_topics(count: int) -> list[Row]:
     """What idle topics take, which are stored, and how fast new ones are opened."""
-    with temporary_file() as path, running(path) as rt:
+    with temporary_file() as path, running(path) as rt, settled():
         open_topics(rt, 100)
         gc.collect()
         before, began = rss_bytes(), time.perf_counter()
@@ -147,7 +148,7 @@ def run(quick: bool, tell: Tell) -> Part:
     sizes = [size for size in SIZES if size <= (10_000 if quick else _most())]
     listed: tuple[Series, HubWatch] | None = None
     # The runtime is left as it is: nobody waits here until a million conversations have been closed.
-    with temporary_file() as path:
+    with temporary_file() as path, settled():
         rt = Runtime.open(path, answering(), limits=Limits(queued_total=1_000_000))
         rt.add_agent(AgentConfig(name="agent", compact_threshold=None))
         crowd = Crowd(rt, 2 if quick else 5)

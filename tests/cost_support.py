@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import gevent
 from attrs import asdict, frozen
@@ -94,12 +94,13 @@ class Meter:
         return after - before, most - before
 
 
-Measure = Callable[[Runtime, Meter], Cost]
+Found = TypeVar("Found")
+Measure = Callable[[Runtime, Meter], Found]
 
 
 def measured(
-    path: Path, measure: Measure, *, live: int = 0, entries: int = 0, stored: int = 0, **model: Any
-) -> Cost:
+    path: Path, measure: Measure[Found], *, live: int = 0, entries: int = 0, stored: int = 0, **model: Any
+) -> Found:
     """What `measure` finds on a runtime of its own.
 
     Args:
@@ -111,7 +112,7 @@ def measured(
         add_sessions(db, 0, 1, entries=entries)
         add_sessions(db, 1, stored)
 
-    def run() -> Cost:
+    def run() -> Found:
         with _running(path, model) as (rt, meter):
             for number in range(live):
                 rt.get_or_create("agent", f"idle {number}")

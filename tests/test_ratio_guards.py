@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -76,7 +77,7 @@ def scan_all(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Runtime, name, scanning)
 
 
-def without_index(measure: Measure) -> Measure:
+def without_index(measure: Measure[Cost]) -> Measure[Cost]:
     """Plant: topics are found by reading all sessions."""
 
     def measure_without(rt: Runtime, meter: Meter) -> Cost:
@@ -86,7 +87,7 @@ def without_index(measure: Measure) -> Measure:
     return measure_without
 
 
-def with_a_scan(measure: Measure) -> Measure:
+def with_a_scan(measure: Measure[Cost]) -> Measure[Cost]:
     """Plant: every entry that is stored makes SQLite read all sessions, in a statement of a trigger's."""
 
     def measure_with(rt: Runtime, meter: Meter) -> Cost:
@@ -104,7 +105,7 @@ def with_a_scan(measure: Measure) -> Measure:
 
 @pytest.mark.parametrize("measure", [turn, open_and_close])
 def test_what_lives_costs_nobody_else(
-    files: Iterator[Path], monkeypatch: pytest.MonkeyPatch, measure: Measure
+    files: Iterator[Path], monkeypatch: pytest.MonkeyPatch, measure: Measure[Cost]
 ) -> None:
     few, many = (measured(next(files), measure, live=live) for live in (FEW, MANY))
     assert_flat(few, many)
@@ -147,11 +148,45 @@ def test_a_turn_keeps_nothing_but_what_was_said(files: Iterator[Path]) -> None:
     ("measure", "planted"),
     [(turn, with_a_scan), (cold_switch, without_index), (listing, without_index)],
 )
-def test_what_is_stored_costs_nobody_else(files: Iterator[Path], measure: Measure, planted: Any) -> None:
+def test_what_is_stored_costs_nobody_else(
+    files: Iterator[Path], measure: Measure[Cost], planted: Any
+) -> None:
     few, many = (measured(next(files), measure, stored=stored) for stored in (FEW, MANY))
     assert_flat(few, many, factor=1.3)  # an index of so many has a level more
     with pytest.raises(AssertionError, match=r"(steps|statements) grow"):
         assert_flat(few, measured(next(files), planted(measure), stored=MANY), factor=1.3)
+
+
+# -- the collector ---------------------------------------------------------------------------------------
+
+
+def garbage(rt: Runtime, _meter: Meter) -> int:
+    """Objects that only the collector of cycles can free, after a few turns."""
+    cid = rt.switch_topic("agent", "sender 0", "topic").conversation_id
+    rt.send(cid, MESSAGE)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(5):
+            rt.send(cid, MESSAGE)
+        return gc.collect()
+    finally:
+        gc.enable()
+
+
+def test_a_turn_leaves_nothing_to_the_collector(
+    files: Iterator[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert measured(next(files), garbage) == 0
+    seen_by = LiveHistory.seen_by
+
+    def cyclic(self: LiveHistory, guest: str, host: str) -> Any:
+        cycle: list[Any] = []
+        cycle.append(cycle)
+        return seen_by(self, guest, host)
+
+    monkeypatch.setattr(LiveHistory, "seen_by", cyclic)
+    assert measured(next(files), garbage) == 5
 
 
 # -- what a turn may take at all -------------------------------------------------------------------------
