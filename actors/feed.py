@@ -85,7 +85,9 @@ class EventStream(Iterator[T], Generic[T]):
         if self.closed:
             return
         if not self._missed and not self._broken and len(self._queue) < self._limit:
-            self._put(self._wrap(source, event))
+            self._queue.append(self._wrap(source, event))
+            if self._reading is not None:
+                self._wake()
             return
         done = self._keeps_done and isinstance(event, Done)
         waiting = len(self._queue)
@@ -119,8 +121,11 @@ class EventStream(Iterator[T], Generic[T]):
 
     def _put(self, item: object) -> None:
         self._queue.append(item)
-        if self._reading is not None:
-            reading, self._reading = self._reading, None
+        self._wake()
+
+    def _wake(self) -> None:
+        reading, self._reading = self._reading, None
+        if reading is not None:
             reading.set()
 
     def _is_rest_of_broken(self, source: Hashable, event: Event) -> bool:
