@@ -389,6 +389,13 @@ def test_curves_of_several_runs_end_when_fewer_than_half_of_these_go_on() -> Non
     assert "the median of 3 runs" in report_html([long, outcome(1), outcome(2)])
 
 
+def test_the_page_of_a_sweep_has_a_line_of_what_waits_for_each_of_its_values() -> None:
+    page = report_html(made_sweep(SATURATING))
+    [figure] = re.findall(r"<figure>(?:(?!</figure>).)*What waits over virtual time.*?</figure>", page, re.S)
+    assert len(re.findall(r'<path class="l\d" d="M58 ', figure)) == len(SATURATING)
+    assert "Most messages and calls waited at 10: 3 after 5 s" in figure
+
+
 def test_the_page_of_a_sweep_marks_the_knee_in_its_plots() -> None:
     page = report_html(made_sweep(SATURATING))
     assert page.count(">knee: 40</text>") == 2

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from palaver.simulation.outcome import Outcome, percentile
-from palaver.simulation.reports.numbers import number, percent
+from palaver.simulation.reports.curves import over_time
+from palaver.simulation.reports.numbers import number, percent, seconds
 from palaver.simulation.reports.plots import IN_TABLE, Plot, percentile_line
 from palaver.simulation.reports.scales import Axis
 from palaver.simulation.reports.summary import Summary, latencies, summary
@@ -26,6 +27,7 @@ def sweep_plots(sweep: Sweep, swept: Swept) -> list[Plot]:
         _latency(swept, ordered),
         _percentiles(swept, ordered),
         _calls(swept, ordered),
+        _waiting(swept, ordered),
         _lost(swept),
     ]
     return [each for each in found if each is not None]
@@ -101,9 +103,14 @@ def _latency(swept: Swept, ordered: Sequence[Sequence[Outcome]]) -> Plot:
     )
 
 
+def _shown(count: int) -> list[int]:
+    """As many of so many values as there are kinds of lines, the first and the last among them."""
+    lines = min(KINDS, count)
+    return [round(n * (count - 1) / max(1, lines - 1)) for n in range(lines)]
+
+
 def _percentiles(swept: Swept, ordered: Sequence[Sequence[Outcome]]) -> Plot | None:
-    count = min(KINDS, len(ordered))
-    shown = [round(n * (len(ordered) - 1) / max(1, count - 1)) for n in range(count)]
+    shown = _shown(len(ordered))
     taken = {str(swept.values[n]): latencies(ordered[n]) for n in shown}
     if not any(taken.values()):
         return None
@@ -163,6 +170,31 @@ def _calls(swept: Swept, ordered: Sequence[Sequence[Outcome]]) -> Plot | None:
 def _mean(runs: Sequence[Outcome], name: str) -> float:
     values = [float(getattr(sample, name)) for run in runs for sample in run.samples]
     return sum(values) / len(values)
+
+
+def _waiting(swept: Swept, ordered: Sequence[Sequence[Outcome]]) -> Plot | None:
+    """What waits over virtual time: it grows for as long as messages come where these are too many."""
+    found = {
+        n: over_time(ordered[n], lambda each: each.queued + each.model_waiting) for n in _shown(len(ordered))
+    }
+    curves = {str(swept.values[n]): curve for n, curve in found.items() if curve is not None}
+    if not curves:
+        return None
+    lines = [Line(name, curve.points, kind=kind) for kind, (name, curve) in enumerate(curves.items())]
+    most = max(curves, key=lambda name: curves[name].peak[1])
+    at_s, count = curves[most].peak
+    words = [
+        f"Most messages and calls waited at {most}: {number(count)} after {seconds(at_s)}, and "
+        f"{number(curves[most].mean)} on average."
+    ]
+    axis = Axis("virtual time, s", tight=True)
+    chart = Chart("Messages and calls that wait, at each value", axis, Axis("waiting"), lines, above=1.0)
+    rows = [
+        [name, number(curve.mean), number(curve.peak[1]), number(curve.peak[0])]
+        for name, curve in curves.items()
+    ]
+    headers = [swept.key, "waiting on average", "at most", "after, s"]
+    return Plot("What waits over virtual time", words, chart, headers, rows)
 
 
 def _lost(swept: Swept) -> Plot | None:
