@@ -204,7 +204,8 @@ class Sender:
             run.note(self.name, "result", act=act.number, turn=result.turn_id, stop=result.stop_reason)
         if act.facts.get("again") and not again:
             self._send(act, again=True)  # and has the same result
-        self._said.pop(act.number, None)
+        if act.number not in self._keyed:  # else the process died meanwhile: the next life asks again
+            self._said.pop(act.number, None)
 
     def _failed(self, act: Act, error: PalaverError) -> None:
         """The call raised: it is over, unless the process died and there is a key to ask again with."""
