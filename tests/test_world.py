@@ -6,6 +6,7 @@ import gc
 import random
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import count
 from typing import Any
 from weakref import ref
@@ -293,6 +294,43 @@ def test_an_error_that_somebody_got_is_theirs() -> None:
             one.spawn(boom).get()
         with pytest.raises(ValueError, match="boom"):
             gevent.joinall([gevent.spawn(boom)], raise_error=True)
+
+
+def test_a_greenlet_that_refuses_to_end_is_named_at_the_end() -> None:
+    def immortal() -> None:
+        while True:
+            with suppress(gevent.GreenletExit):
+                Signal().wait()
+
+    error = raised_by(lambda one: (one.spawn(immortal), one.sleep(1.0)))
+    assert isinstance(error, SimulationStuck)
+
+
+def test_what_a_left_greenlet_meets_when_its_runtime_is_shut_down_is_no_error_of_the_test() -> None:
+    met: list[Exception] = []
+    with world() as one:
+        rt = opened(one)
+        cid = topic(rt)
+
+        def send() -> None:
+            while True:
+                try:
+                    rt.send(cid, "hello")
+                except RuntimeClosed as error:
+                    met.append(error)
+                    raise
+
+        gevent.spawn(send)
+        one.sleep(10.0)
+    assert len(met) == 1
+
+
+def test_a_ctrl_c_ends_the_block_and_leaves_the_real_hub() -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), world() as one:
+        one.spawn(interrupted).join()
 
 
 def test_errors_that_were_taken_are_not_raised() -> None:

@@ -214,9 +214,14 @@ class World:
         """Within, a wait that never ends raises SimulationStuck, and every error says where in virtual time
         it came. The block of `world` is one such, and the pytest plugin makes one of a test that has the
         `world` fixture."""
-        try:
+        with self._named():
             yield
             self.check()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
         except LoopExit as error:
             raise self._told(stopped(self._loop, "the block")).with_traceback(error.__traceback__) from None
         except BaseException as error:
@@ -236,8 +241,9 @@ class World:
         with self.telling():
             gevent.killall(self._ours)
         opened, self._opened = self._opened, []
-        for runtime, _ in reversed(opened):
-            runtime.shutdown(drain=0)
+        with self._named():  # and no check: greenlets that are left find their runtime closed
+            for runtime, _ in reversed(opened):
+                runtime.shutdown(drain=0)
 
     def bury(self) -> None:
         """Let the crashed processes come to an end, so that nothing of them stays in memory. Nobody wants to
