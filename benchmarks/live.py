@@ -34,6 +34,7 @@ takes what is there for good out of the collector's sight (`gc.freeze`) each tim
 many, and lets the collector look seldom at what comes."""
 SIZES = (1, 100, 1_000, 10_000, 100_000, 1_000_000)
 ACTIVE = 100
+CALLERS = 100  # who open idle conversations at once
 BYTES_EACH = 4_000  # of memory that must be there for the largest size
 LISTED = 100_000
 BYSTANDERS = 1_000  # turns that run while all are listed
@@ -69,14 +70,22 @@ class Crowd:
         before = rss_bytes()
         with HubWatch() as hub:
             began = time.perf_counter()
-            for number in range(self._idle, self._idle + missing):
-                self.rt.get_or_create("agent", f"idle {number}")
+            self._open(range(self._idle, self._idle + missing))
             spent = time.perf_counter() - began
         self.blocked_by_opening[size] = Series((hub.blocked_ms,))
         self._idle += missing
         self.opened[size] = Series((missing / spent,))
         if missing >= 1_000:
             self.bytes_each[size] = Series(((rss_bytes() - before) / missing,))
+
+    def _open(self, numbers: range) -> None:
+        """Open that many idle conversations, by 100 callers at once."""
+
+        def caller(first: int) -> None:
+            for number in numbers[first::CALLERS]:
+                self.rt.get_or_create("agent", f"idle {number}")
+
+        gevent.joinall([gevent.spawn(caller, first) for first in range(CALLERS)], raise_error=True)
 
     def measure(self, size: int) -> None:
         """What turns cost now, a close, and a listing; how long the hub was blocked."""
