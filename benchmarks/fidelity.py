@@ -59,8 +59,8 @@ FULL = {
 }
 QUICK = {
     "senders": 50,
-    "seconds": 5,
-    "spread_s": 1.0,
+    "seconds": 2.5,
+    "spread_s": 0.5,
     "think_s": 1.0,
     "median_s": 0.5,
     "p95_s": 1.25,

@@ -33,8 +33,8 @@ PARTS = (
     Entry("stored", 90, 8),
     Entry("simulated", 30, 4),
     Entry("shards", 40, 6),
-    Entry("queueing", 200, 4),
-    Entry("fidelity", 75, 10),
+    Entry("queueing", 200, 2),
+    Entry("fidelity", 75, 5),
     Entry("longrun", 80, 8),
     Entry("soak", 60, 5),
 )

@@ -30,7 +30,7 @@ mean wait over a long run is compared with Erlang's formula; and by Little's law
 the host, as sampled, with the rate of turns times their mean latency."""
 QUEUES = ((1, 0.5), (2, 0.5), (4, 0.6))  # c, and the share of the time that each place is busy
 TURNS = 100_000
-QUICK_TURNS = 3_000
+QUICK_TURNS = 1_500
 MOST_OFF = 0.05
 SERVICE_S = 1.0
 
