@@ -1,6 +1,6 @@
 """`python -m benchmarks.peers setup [FOLDER]`: make the environment that the peers are measured in.
 
-Without FOLDER it is benchmarks/peers/env. `python -m benchmarks --peers FOLDER` measures in another one.
+Without FOLDER it is .peers. `python -m benchmarks --peers FOLDER` measures in another one.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-DEFAULT = HERE / "env"  # git does not see it
+DEFAULT = HERE.parents[1] / ".peers"  # git does not see it
 VARIABLE = "PALAVER_PEERS"
 REQUIREMENTS = HERE / "requirements.txt"
 ADAPTERS = HERE / "adapters"

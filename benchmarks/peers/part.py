@@ -103,7 +103,7 @@ def run(quick: bool, tell: Tell) -> Part:
     env = environment.folder()
     there = environment.installed(env)
     notes = [
-        f"{name} is not installed in {env}: `python -m benchmarks.peers setup` installs it"
+        f"{name} is not installed; `python -m benchmarks.peers setup` installs it"
         for name, found in there.items()
         if not found
     ]
