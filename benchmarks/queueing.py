@@ -30,6 +30,7 @@ mean wait over a long run is compared with Erlang's formula; and by Little's law
 the host, as sampled, with the rate of turns times their mean latency."""
 QUEUES = ((1, 0.5), (2, 0.5), (4, 0.6))  # c, and the share of the time that each place is busy
 TURNS = 100_000
+SAMPLES = 5_000
 QUICK_TURNS = 1_500
 MOST_OFF = 0.05
 SERVICE_S = 1.0
@@ -108,7 +109,7 @@ def run(quick: bool, tell: Tell) -> Part:
     for number, (places, busy) in enumerate(QUEUES[:1] if quick else QUEUES):
         name = f"M/M/{places}, each place busy {busy:.0%} of the time"
         tell(name)
-        workload = queue(places, busy, QUICK_TURNS if quick else TURNS)
+        workload = queue(places, busy, QUICK_TURNS) if quick else queue(places, busy, TURNS, samples=SAMPLES)
         outcome = simulate(workload, number, check=False)
         formula_s = mean_wait_s(places, workload.arrivals.rate, SERVICE_S)
         found_s, (inside, rate_times_latency) = mean(outcome.wait_s), little(outcome)
