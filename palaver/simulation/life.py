@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import gevent
 from gevent.event import Event as Signal
-from sqlite_utils import Database
 
 from actors.config import AgentConfig
 from actors.events import Event, Lagged
@@ -26,7 +24,7 @@ from palaver.simulation.provider import FIRST, Provider, Toolbox
 from palaver.simulation.sender import AGENT
 from palaver.simulation.trouble import Trouble
 from persistence.committer import Committer
-from persistence.database import MEMORY
+from persistence.database import MEMORY, abandon_database, open_database
 from persistence.errors import StorageError
 from persistence.inline import InlineWorker
 from persistence.sources import seeded_random, seeded_sources
@@ -171,11 +169,11 @@ class Life:
         """What the last life did not come to, read from the file while nobody has it."""
         if self._run.path is None or self._run.life == 1:
             return []
-        conn = sqlite3.connect(self._run.path)
+        db = open_database(self._run.path, create=False)
         try:
-            return left_in_order(Database(conn))
+            return left_in_order(db)
         finally:
-            conn.close()
+            abandon_database(db)  # its WAL stays, as the process left it
 
     def _commit_latency(self) -> Callable[[], float]:
         run, workload = self._run, self._run.workload

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from signal import Signals
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -247,7 +247,7 @@ class _Worker:
 def _how(status: int) -> str:
     if status >= 0:
         return f"with status {status}"
-    return f"by {signal.Signals(-status).name}"
+    return f"by {Signals(-status).name}"
 
 
 @define
