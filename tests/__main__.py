@@ -1,7 +1,7 @@
 """`python tests`: all tests, in three pytest processes side by side, for two cores.
 
-The first runs the checks of the guarantees, which start many processes of their own and wait for them; the second
-the tests of simulation; the third everything else, and is shown as it goes. With arguments it is
+The first runs the checks of the guarantees, which start many processes of their own and wait for them; the
+second the tests of simulation; the third everything else, and is shown as it goes. With arguments it is
 `python -m pytest` with these.
 """
 

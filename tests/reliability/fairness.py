@@ -119,7 +119,7 @@ CHECKS = (
         guarantees=(14,),
         unit="seeds",
         quick=10,
-        long=2_000,
+        long=500,
         run=run,
     ),
 )
