@@ -106,7 +106,7 @@ def growth(conversations: int, live: int) -> tuple[float, float]:
 
 def run(quick: bool, tell: Tell) -> Part:
     logging.disable(logging.CRITICAL)
-    rounds, senders, conversations = (2, 200, 2_000) if quick else (5, 1_000, 50_000)
+    rounds, senders, conversations = (2, 200, 2_000) if quick else (5, 1_000, 100_000)
     measures = {
         "ours": partial(p99_ms, senders, 5, crashes=True),
         "nobody crashes": partial(p99_ms, senders, 5, crashes=False),

@@ -31,11 +31,11 @@ PARTS = (
     Entry("history", 60, 8),
     Entry("live", 120, 8),
     Entry("stored", 90, 8),
-    Entry("simulated", 30, 4),
+    Entry("simulated", 70, 4),
     Entry("shards", 40, 6),
     Entry("queueing", 200, 2),
     Entry("fidelity", 75, 5),
-    Entry("longrun", 80, 8),
+    Entry("longrun", 110, 8),
     Entry("soak", 60, 5),
 )
 NAMES = tuple(entry.name for entry in PARTS)
