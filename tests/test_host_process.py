@@ -34,7 +34,7 @@ auto_title = false
 """
 
 MODEL = '''
-import json, os, socket
+import gc, json, os, socket
 from palaver import Chunk
 
 
@@ -45,6 +45,10 @@ class Puppet:
         self.path = os.path.join(os.path.dirname(__file__), path)
 
     def stream(self, request):
+        if request.messages[-1]["content"] == "how is the collector?":
+            told = [gc.get_threshold(), gc.get_freeze_count() > 10_000]
+            yield Chunk(json.dumps(told), finish_reason="stop")
+            return
         with socket.socket(socket.AF_UNIX) as sock:
             sock.connect(self.path)
             texts = [message["content"] for message in request.messages]
@@ -181,6 +185,14 @@ def test_two_terminals_a_kill_a_start_and_the_conversation_goes_on(stage: Stage)
         assert terminal.finish()[0] == 0
     host.signal(signal.SIGTERM)
     assert host.finish()[0] == 0
+
+
+def test_the_collector_of_a_host_looks_seldom_and_not_at_what_was_there_before_its_clients(
+    stage: Stage,
+) -> None:
+    stage.host()
+    told = stage.client().send(BOATS, "how is the collector?").text
+    assert json.loads(told) == [[5_000, 10, 1_000], True]
 
 
 def test_sigterm_drains_a_long_answer_and_the_next_host_takes_over(stage: Stage) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -20,6 +22,7 @@ from palaver.logs import set_up
 from palaver.toml.reading import BadConfigFile
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+COLLECTED_AFTER = (5_000, 10, 1_000)  # a turn leaves no cycles: seldom, and all of memory hardly ever
 
 
 @click.command()
@@ -55,7 +58,7 @@ def host(config: str, check: bool, drain_s: float | None, wait_s: float) -> None
         return
     set_up(logging.getLevelNamesMapping()[found.log_level.upper()], found.log_format, long_running=True)
     running = Host(found, drain_s=drain_s, wait_s=wait_s, notifier=Notifier(os.environ))
-    with _stopped_by_signals(running.stop):
+    with _stopped_by_signals(running.stop), _seldom_collected(running):
         running.run()
 
 
@@ -75,6 +78,27 @@ def _describe(config: HostConfig) -> None:
     click.echo(f"  models    {', '.join(config.models)}")
     click.echo(f"  agents    {', '.join(agent.name for agent in config.agents)}")
     click.echo(f"  tools     {', '.join(tool.name for tool in config.tools) or 'the built-in ones'}")
+
+
+@contextmanager
+def _seldom_collected(running: Host) -> Iterator[None]:
+    """While the block runs, Python's cyclic collector, which stops everybody while it looks, looks seldom, and
+    never at what was there before the first client came."""
+    before = gc.get_threshold()
+    gc.set_threshold(*COLLECTED_AFTER)
+    freezing = gevent.spawn(_freeze, running)
+    try:
+        yield
+    finally:
+        freezing.kill()
+        gc.unfreeze()
+        gc.set_threshold(*before)
+
+
+def _freeze(running: Host) -> None:
+    running.serving.wait()
+    gc.collect()
+    gc.freeze()
 
 
 class _stopped_by_signals:  # noqa: N801 - used as a function
