@@ -82,8 +82,8 @@ def _describe(config: HostConfig) -> None:
 
 @contextmanager
 def _seldom_collected(running: Host) -> Iterator[None]:
-    """While the block runs, Python's cyclic collector, which stops everybody while it looks, looks seldom, and
-    never at what was there before the first client came."""
+    """While the block runs, Python's cyclic collector, which stops everybody while it looks, looks seldom,
+    and never at what was there before the first client came."""
     before = gc.get_threshold()
     gc.set_threshold(*COLLECTED_AFTER)
     freezing = gevent.spawn(_freeze, running)
