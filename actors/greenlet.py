@@ -290,9 +290,16 @@ def release_idle_workers() -> int:
     workers.idle.clear()
     workers.apart.clear()
     for worker in released:
-        worker.parent = _current()  # a greenlet that ends goes on in its parent: here
-        worker.throw()
+        end_idle(worker)
     return len(released)
+
+
+def end_idle(worker: Any) -> None:
+    """End a greenlet that waits in its hub for something to do."""
+    hub = worker.parent
+    worker.parent = _current()  # a greenlet that ends goes on in its parent: here
+    worker.throw()
+    worker.parent = hub  # where a switch to it goes from now on, if somebody has one left
 
 
 class _Worker(RawGreenlet):  # type: ignore[misc]  # gevent ships no types

@@ -11,7 +11,7 @@ import gevent
 from gevent.event import Event
 from gevent.hub import RawGreenlet
 
-from actors.greenlet import IDLE_WORKERS, Deadlock, busy_apart, idle_apart
+from actors.greenlet import IDLE_WORKERS, Deadlock, busy_apart, end_idle, idle_apart
 
 _current = gevent.getcurrent
 
@@ -125,8 +125,7 @@ def _take() -> _TurnWorker:
         if sys.getrefcount(worker) == _UNSHARED and not getweakrefcount(worker) and not worker.__dict__:
             worker.gr_context = None
             return worker
-        worker.parent = _current()  # a greenlet that ends goes on in its parent: here
-        worker.throw()
+        end_idle(worker)
     return _new(idle, busy_apart(hub), hub)
 
 

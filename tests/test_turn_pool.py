@@ -100,3 +100,14 @@ def test_a_kill_that_comes_after_the_end_reaches_nobody() -> None:
     second.over().wait()
     assert first.over().is_set()
     assert ran == [None]
+
+
+def test_a_switch_that_comes_after_the_end_of_a_turns_greenlet_reaches_nobody() -> None:
+    late = gevent.get_hub().loop.async_()
+    first = TurnRun(1, lambda: late.start(gevent.getcurrent().switch))
+    first.over().wait()
+    TurnRun(2, lambda: None).over().wait()  # what is left in the first one's greenlet has ended it
+    waited = gevent.event.Event()
+    gevent.spawn_later(0, late.send)
+    assert not waited.wait(0.02)
+    late.close()
