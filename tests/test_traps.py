@@ -373,16 +373,19 @@ def test_trap_16_the_monitor_sees_what_blocks() -> None:
     def burn() -> str:
         """Hold the thread, as a blocking call would, until that is noticed."""
         end = time.monotonic() + 10
-        while not blocks and time.monotonic() < end:
+        while not seen() and time.monotonic() < end:
             pass
         return "burnt"
+
+    def seen() -> bool:
+        return any("in burn" in stack for stack in blocks)  # a busy machine may make others look so, too
 
     model = ScriptedModel([Reply(tool_calls=[("burn", {})]), "done"])
     with runtime(":memory:", model, tools=[burn]) as rt:
         cid = rt.get_or_create(AGENT, "alice")
         with blocking_monitor() as blocks:
             rt.send(cid, "go")
-        assert any("in burn" in stack for stack in blocks)
+        assert seen()
 
 
 def nothing() -> str:
