@@ -107,20 +107,14 @@ class Soaked:
             found.append(
                 f"RSS at the end is {grown:.3f} times that after a fifth; at most {GROWTH} is allowed"
             )
-        descriptors = [look.descriptors for look in warm], [look.descriptors for look in rest]
-        if max(descriptors[1]) > max(descriptors[0]):
-            found.append(
-                f"there were up to {max(descriptors[1])} descriptors, and {max(descriptors[0])} in the first fifth"
-            )
+        before, after = (max(look.descriptors for look in looks) for looks in (warm, rest))
+        if after > before:
+            found.append(f"there were up to {after} descriptors, and {before} in the first fifth")
         # A look may meet conversations that are just leaving memory, and their greenlets.
-        greenlets = (
-            max(look.greenlets for look in warm),
-            median_low(x.greenlets for x in self.looks[-len(warm) :]),
-        )
-        if greenlets[1] > greenlets[0]:
-            found.append(
-                f"in the last fifth there were {greenlets[1]} greenlets, and up to {greenlets[0]} in the first"
-            )
+        before = max(look.greenlets for look in warm)
+        after = median_low(look.greenlets for look in self.looks[-len(warm) :])
+        if after > before:
+            found.append(f"in the last fifth there were {after} greenlets, and up to {before} in the first")
         largest = max(look.wal_bytes for look in self.looks)
         if largest >= WAL_BYTES:
             found.append(f"the WAL had {largest:,} bytes; less than {WAL_BYTES:,} is allowed")
