@@ -63,7 +63,6 @@ class Store:
             # While answers are under way, the hub must not take it that nothing can happen any more.
             self._keep_alive = loop.async_()
             worker.soon = loop.run_callback
-            worker.on_answered = self._answered
 
     def start(self) -> None:
         """Open the file, off the hub; raises what opening it raises."""
@@ -77,23 +76,19 @@ class Store:
 
     def submit(self, job: Callable[[Database], T], then: Then[T] | None = None) -> None:
         """Queue a job; `then` gets its value or its error, that it was refused included."""
-        answer = then or _unheard
+        answer = self._expect(then)
         try:
             self._worker.submit(job, answer)
         except StorageError as error:
             answer(None, error)
-        else:
-            self._expect()
 
     def write(self, writes: WriteSet, then: Then[None] | None = None) -> None:
         """`submit` for rows, which are stored together with those of other conversations."""
-        answer = then or _unheard
+        answer = self._expect(then)
         try:
             self._worker.write(writes, answer)
         except StorageError as error:
             answer(None, error)
-        else:
-            self._expect()
 
     def begin(self, job: Callable[[Database], T]) -> GreenletFuture[T]:
         """A future of the job's result."""
@@ -122,13 +117,12 @@ class Store:
             StorageError: there is no copy; the message says why.
         """
         future: GreenletFuture[None] = GreenletFuture()
+        answer = self._expect(partial(settle, future))
         try:
-            give_up = self._worker.backup(to, partial(settle, future), progress)
+            give_up = self._worker.backup(to, answer, progress)
         except StorageError as error:
-            future.fail(error)
+            answer(None, error)
             give_up = _nothing
-        else:
-            self._expect()
         try:
             future.get()
         except BaseException:
@@ -150,17 +144,17 @@ class Store:
         """Counts of the worker: commits, jobs, what waits."""
         return self._worker.stats
 
-    def _expect(self) -> None:
-        """One more answer is under way."""
-        if self._keep_alive is not None:
-            if not self._waiting:
-                self._keep_alive.start(_nothing)
-            self._waiting += 1
+    def _expect(self, then: Then[T] | None) -> Then[T]:
+        if self._waiting == 0 and self._keep_alive is not None:
+            self._keep_alive.start(_nothing)
+        self._waiting += 1
+        return partial(self._answered, then or _unheard)
 
-    def _answered(self, count: int) -> None:
-        self._waiting -= count
-        if not self._waiting and self._keep_alive is not None:
+    def _answered(self, then: Then[T], value: T | None, error: BaseException | None) -> None:
+        self._waiting -= 1
+        if self._waiting == 0 and self._keep_alive is not None:
             self._keep_alive.stop()
+        then(value, error)
 
     def _failed(self, error: DatabaseFailed) -> None:
         log(logger, logging.CRITICAL, "the database has failed", reason=str(error))

@@ -66,7 +66,6 @@ class DatabaseWorker:
             anybody waits; with what everything is refused with from then on. May be set before `start`.
 
     Attributes:
-        on_answered: called, through `notify`, with the number of jobs whose `then` is called next.
         soon: may be set by whoever submits from an event loop, as with gevent's `hub.loop.run_callback`:
             calls a function with arguments as a later callback of the submitting thread. The thread is roused
             a few rounds of callbacks after the first `write` then, so that all that they write goes into one
@@ -89,7 +88,6 @@ class DatabaseWorker:
         self._backlog = backlog
         self._committer = committer or Committer(path, create=create)
         self.on_failure = on_failure
-        self.on_answered: Callable[[int], object] | None = None
         self.soon: Callable[..., object] | None = None
         self._queue: deque[Item] = deque()
         self._due: deque[tuple[Backup, Item]] = deque()
@@ -331,12 +329,7 @@ class DatabaseWorker:
             elif item.then is not None:
                 waiting.append(item)
         if waiting:
-            self._deliver(partial(self._tell, waiting))
-
-    def _tell(self, answered: list[Item]) -> None:
-        if self.on_answered is not None:
-            self.on_answered(len(answered))
-        deliver(answered)
+            self._deliver(lambda: deliver(waiting))
 
     def _tell_failure(self) -> None:
         if self._committer.failed is not None and self.on_failure is not None:
