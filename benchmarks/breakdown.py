@@ -14,9 +14,8 @@ from types import FrameType  # noqa: E402
 
 from benchmarks.report import Part, Row, Series, Tell  # noqa: E402
 from benchmarks.showing import setting  # noqa: E402
-from benchmarks.turns import write_raw  # noqa: E402
+from benchmarks.turns import raw  # noqa: E402
 from benchmarks.work import closed_loop, open_topics, running, settled, temporary_file  # noqa: E402
-from persistence.database import close_database, open_database  # noqa: E402
 
 ABOUT = """100 senders at once send durable turns. The hub's thread is looked at every millisecond of
 processor time, and the look counts for the innermost of our files that is running; each thread's processor
@@ -89,24 +88,13 @@ def looked_at(turns: int) -> tuple[dict[str, float], float, float]:
     return {words: count / total * hub_us for words, count in looks.items()}, hub_us, others_us
 
 
-def alone(turns: int = 2_000) -> float:
-    """Microseconds of processor time in which sqlite3 writes the rows of a turn."""
-    with temporary_file() as path:
-        db = open_database(path)
-        began = time.process_time()
-        write_raw(db.conn, SENDERS, turns)
-        spent = time.process_time() - began
-        close_database(db)
-    return spent / turns * 1e6
-
-
 def run(quick: bool, tell: Tell) -> Part:
     rounds, turns = (2, 20) if quick else (5, 100)
     found: list[dict[str, float]] = []
     for number in range(rounds):
         tell(f"round {number + 1} of {rounds}")
         stages, hub_us, others_us = looked_at(turns)
-        sqlite_us = alone()
+        sqlite_us = 1e6 / raw(SENDERS, clock=time.process_time)
         found.append(
             {
                 **dict.fromkeys((words for _, words in STAGES), 0.0),

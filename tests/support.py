@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import subprocess
 import sys
@@ -27,6 +28,18 @@ CRAB = AgentConfig(name="crab", model="m", system_prompt="You are a crab.", auto
 
 _allocate_lock = get_original("_thread", "allocate_lock")
 _END = object()
+
+
+def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where it is not installed."""
+    real = builtins.__import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
 
 
 class Runtimes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import sys
 from importlib import import_module
@@ -11,6 +10,7 @@ from typing import Any
 
 import attrs
 import pytest
+from support import without_matplotlib
 
 from benchmarks import __main__ as command
 from benchmarks import showing
@@ -113,14 +113,7 @@ def test_a_file_without_a_report_is_refused_in_words(tmp_path: Path) -> None:
 
 
 def test_without_matplotlib_an_image_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    without_matplotlib(monkeypatch)
     with pytest.raises(NoMatplotlib, match=r"\[bench\]"):
         plot(REPORT, "figures.png")
 

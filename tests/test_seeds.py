@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from reliability.seeds import SPAN, live, run
+from reliability.twice import told_twice
 
 from actors.conversation import ConversationActor
 from actors.events import Done, Lagged, TextDelta, TextEnd, TextStart, ToolCallsStart, ToolResult
@@ -28,16 +26,7 @@ for world in live({NUMBERS}, Path(sys.argv[1])):
 
 
 def test_a_seed_is_the_same_world_in_every_process(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    children = []
-    for hash_seed in ("1", "2"):
-        folder = tmp_path / hash_seed
-        folder.mkdir()
-        paths = os.pathsep.join((str(here), str(here.parent)))
-        env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": paths}
-        command = [sys.executable, "-c", DIGESTS, str(folder)]
-        children.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
-    first, second = [child.communicate()[0].splitlines() for child in children]
+    first, second = told_twice(DIGESTS, tmp_path)
     assert len(first) == len({*first}) == len(NUMBERS)
     assert first == second
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import builtins
 from typing import Any
 
 import attrs
 import pytest
+from support import without_matplotlib
 
 from benchmarks.soak import MIB, Look, Soaked, image_plot, text_plot
 
@@ -64,12 +64,5 @@ def test_the_plot_shows_each_figure_over_time() -> None:
 
 
 def test_without_matplotlib_there_is_no_image_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    without_matplotlib(monkeypatch)
     assert not image_plot(soaked().looks, "soak.png")

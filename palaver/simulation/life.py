@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import gevent
 from gevent.event import Event as Signal
 
 from actors.config import AgentConfig
-from actors.events import Event, Lagged
-from actors.state import ConversationInfo
 from palaver.runtime import Runtime
 from palaver.simulation.checks.births import Births
 from palaver.simulation.checks.disk import Disk, FaultyCommitter
-from palaver.simulation.checks.eventorder import EventOrder
 from palaver.simulation.checks.rest import heal
 from palaver.simulation.checks.stored import left_in_order
 from palaver.simulation.checks.watch import Left, Watch
@@ -149,7 +146,7 @@ class Life:
             run.watch = Watch(rt, run.ledger, workload.limits.attempts, run.begun)
             run.watch.expect(left)
             if seeded_random("reads all", run.seed).random() < READS_ALL:
-                self._spawn(self._read_all, rt.subscribe())
+                self._spawn(run.watch.read, rt.subscribe(), FIRST)
         rt.add_agent(AgentConfig(name=AGENT, auto_title=False, compact_threshold=workload.compact_threshold))
         return rt
 
@@ -231,13 +228,6 @@ class Life:
                 not stuck, 13, f"nothing happens since {since:.6f} s, and callers wait: {waiting[:20]}"
             )
             gevent.sleep(LOOK_EVERY_S)
-
-    def _read_all(self, events: Iterator[tuple[ConversationInfo, Event]]) -> None:
-        orders: dict[int, EventOrder] = {}
-        for info, event in events:
-            order = orders.setdefault(info.id, EventOrder(FIRST))
-            for each in orders.values() if isinstance(event, Lagged) else (order,):
-                self._run.watch.hear(each, event, f"conversation {info.id}")
 
     # -- its end -----------------------------------------------------------------------------------
 

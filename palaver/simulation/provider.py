@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from attrs import define
@@ -150,11 +151,8 @@ class Provider:
             yield from self._answer(request)
             return
         watch.begins(request)
-        where = watch.enter(request.conversation_id, request.turn_id)
-        try:
+        with watch.at_work(request.conversation_id, request.turn_id):
             yield from self._answer(request)
-        finally:
-            watch.leave(where, request.turn_id)
 
     def _answer(self, request: ModelRequest) -> Iterator[Chunk]:
         act, place = self._place(request)
@@ -285,13 +283,9 @@ class Toolbox:
         act, _, place = call.call_id[1:].partition(".")
         rng = self._streams(int(act), int(place)) if place.isdigit() and act.isdigit() else self._streams(0)
         fails, seconds, chars = rng.random(), tools.seconds.draw(rng), tools.chars.draw(rng)
-        where = run.watch.enter(call.conversation_id, call.turn_id) if run.check else 0
-        try:
+        with run.watch.at_work(call.conversation_id, call.turn_id) if run.check else nullcontext():
             if seconds and not run.healing:
                 pause(seconds)
-        finally:
-            if run.check:
-                run.watch.leave(where, call.turn_id)
         if fails < run.plan.rates.tool_failures and not run.healing:
             raise ValueError("the work failed")
         return filled("worked", int(chars))

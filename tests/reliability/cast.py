@@ -47,11 +47,8 @@ class WorldModel:
         world, watch = self._world, self._world.watch
         if watch.begins(request):
             world.note("model", f"begins {request.turn_id} in {request.conversation_id}")
-        where = watch.enter(request.conversation_id, request.turn_id)
-        try:
+        with watch.at_work(request.conversation_id, request.turn_id):
             yield from self._answer(request)
-        finally:
-            watch.leave(where, request.turn_id)
 
     def _answer(self, request: ModelRequest) -> Iterator[Chunk]:
         rng, rates, healing = self._rng, self._rates, self._world.healing
@@ -110,13 +107,10 @@ class Tools:
     def work(self, call: Any) -> str:
         """Take some time."""
         rates, watch = self._world.rates, self._world.watch
-        where = watch.enter(call.conversation_id, call.turn_id)
-        try:
+        with watch.at_work(call.conversation_id, call.turn_id):
             wait(self._rng.choice(rates.delays))
             if self._rng.random() < rates.tool_fails:
                 raise self._rng.choice((ValueError("it broke"), gevent.Timeout(), SystemExit(3)))
-        finally:
-            watch.leave(where, call.turn_id)
         return "worked"
 
     def relay(self, call: Any) -> str:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import gevent
 from gevent.event import Event as Signal
 from sqlite_utils import Database
 
-from palaver import AgentConfig, ConversationInfo, Event, Lagged, Runtime, StorageError
+from palaver import AgentConfig, Runtime, StorageError
 from palaver.simulation.checks.births import Births
 from palaver.simulation.checks.disk import Disk, FaultyCommitter
-from palaver.simulation.checks.eventorder import EventOrder
 from palaver.simulation.checks.rest import heal, unended
 from palaver.simulation.checks.stored import left_in_order
 from palaver.simulation.checks.watch import Left, Watch
@@ -128,7 +127,7 @@ class Life:
             world.require(not still, 2, f"recover='fail' has left {still}")
             world.ledger.given_up.update((content, True) for _, _, content in left)
         if world.reads_all:
-            self._spawn(self._read_all, rt.subscribe())
+            self._spawn(world.watch.read, rt.subscribe(), FIRST)
         self._add_agents(rt)
         if mode == "hold":
             self._check_held(rt, left)
@@ -172,13 +171,6 @@ class Life:
         self._world.require(sorted(held) == wanted, 2, f"held are {held}, left was {left}")
         if self._rng.random() < 0.5:
             rt.recover()
-
-    def _read_all(self, events: Iterator[tuple[ConversationInfo, Event]]) -> None:
-        orders: dict[int, EventOrder] = {}
-        for info, event in events:
-            order = orders.setdefault(info.id, EventOrder(FIRST))
-            for each in orders.values() if isinstance(event, Lagged) else (order,):
-                self._world.watch.hear(each, event, f"conversation {info.id}")
 
     # -- faults ------------------------------------------------------------------------------------
 

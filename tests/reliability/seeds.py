@@ -8,11 +8,10 @@ which the file is compared with when the faults have stopped and everything has 
 from __future__ import annotations
 
 import gc
-import logging
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
+from palaver.simulation.simulating import quietly
 from persistence.database import close_database, open_database
 from reliability.check import Check
 from reliability.world import World
@@ -44,22 +43,6 @@ def _fresh(folder: Path) -> bytes:
     path = folder / "fresh.db"
     close_database(open_database(path))
     return path.read_bytes()
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """No log output, and no garbage collection at moments that depend on how much memory is in use."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()
-        logging.disable(before)
 
 
 CHECKS = (

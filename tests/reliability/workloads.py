@@ -11,9 +11,6 @@ import gc
 import hashlib
 import io
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,10 +18,10 @@ from tempfile import TemporaryDirectory
 from palaver.simulation import Outcome, Workload, simulate
 from palaver.simulation.simulating import quietly
 from reliability.check import Check
+from reliability.twice import TESTS, told_twice
 
 SPAN = 1_000_000  # workloads of one part
 COLLECTED_AFTER = 20  # workloads
-TESTS = Path(__file__).resolve().parents[1]
 EXAMPLES = TESTS.parent / "examples" / "workloads"
 FAULTY = Workload.from_toml(EXAMPLES / "faulty.toml")
 STORM = Workload.from_toml(EXAMPLES / "storm.toml")
@@ -100,15 +97,7 @@ def digests(seeds: Iterable[int], folder: Path) -> Iterator[str]:
 def run_twice(count: int, seed: int, folder: Path) -> int:
     """Live `count` workloads in two fresh processes at once, and compare what they trace."""
     seeds = _seeds(count, seed)
-    children = []
-    for hash_seed in ("1", "2"):
-        own = folder / hash_seed
-        own.mkdir()
-        paths = os.pathsep.join((str(TESTS), str(TESTS.parent)))
-        env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": paths}
-        command = [sys.executable, "-c", DIGESTS, str(seeds.start), str(seeds.stop), str(own)]
-        children.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
-    first, second = [child.communicate()[0].splitlines() for child in children]
+    first, second = told_twice(DIGESTS, folder, seeds.start, seeds.stop)
     for one, other in zip(first, second, strict=True):
         number = one.partition(" ")[0]
         again = f"python tests/reliability --part traces 1 {number}"

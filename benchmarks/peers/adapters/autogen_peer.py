@@ -73,24 +73,16 @@ class AutoGen:
     """An agent for each conversation, and one file."""
 
     def __init__(self, path: Path) -> None:
-        self._model = Scripted()
+        self.model = Scripted()
         self._agents: dict[str, AssistantAgent] = {}
         self._db = sqlite3.connect(path)
         self._db.execute("PRAGMA journal_mode=WAL").fetchall()
         self._db.execute("CREATE TABLE states (conversation TEXT PRIMARY KEY, state TEXT)")
 
-    @property
-    def thinking_s(self) -> float:
-        return self._model.thinking_s
-
-    @thinking_s.setter
-    def thinking_s(self, seconds: float) -> None:
-        self._model.thinking_s = seconds
-
     async def turn(self, conversation: str, message: str) -> None:
         agent = self._agents.get(conversation)
         if agent is None:
-            agent = self._agents[conversation] = AssistantAgent("agent", self._model, system_message=None)
+            agent = self._agents[conversation] = AssistantAgent("agent", self.model, system_message=None)
         await agent.on_messages([TextMessage(content=message, source="user")], cancellation_token())
         state: Mapping[str, Any] = await agent.save_state()
         self._db.execute("REPLACE INTO states VALUES (?, ?)", (conversation, json.dumps(state)))

@@ -44,20 +44,12 @@ class GoogleAdk:
     """A runner on one agent."""
 
     def __init__(self, path: Path) -> None:
-        self._model = Scripted(model="scripted")
+        self.model = Scripted(model="scripted")
         url = f"sqlite+aiosqlite:///{path}"
         self._sessions = DatabaseSessionService(url, connect_args={"timeout": 60})
-        agent = LlmAgent(name="agent", model=self._model, instruction="")
+        agent = LlmAgent(name="agent", model=self.model, instruction="")
         self._runner = Runner(app_name=APP, agent=agent, session_service=self._sessions)
         self._made: dict[str, asyncio.Task[Any]] = {}
-
-    @property
-    def thinking_s(self) -> float:
-        return self._model.thinking_s
-
-    @thinking_s.setter
-    def thinking_s(self, seconds: float) -> None:
-        self._model.thinking_s = seconds
 
     async def turn(self, conversation: str, message: str) -> None:
         if conversation not in self._made:

@@ -22,29 +22,35 @@ def version() -> str:
     return f"langgraph {metadata.version('langgraph')}"
 
 
+class Scripted:
+    """Answers at once."""
+
+    thinking_s = 0.0
+
+    def __call__(self, state: MessagesState) -> dict[str, Any]:
+        if self.thinking_s:
+            time.sleep(self.thinking_s)
+        return {"messages": [AIMessage(reply_to(str(state["messages"][-1].content)))]}
+
+
 class LangGraph:
     """A compiled graph and its saver."""
 
     def __init__(self, saver: SqliteSaver) -> None:
-        self.thinking_s = 0.0
+        self.model = Scripted()
         self._saver = saver
         graph = StateGraph(MessagesState)
-        graph.add_node("model", self._model)
+        graph.add_node("model", self.model)
         graph.add_edge(START, "model")
         graph.add_edge("model", END)
         self._graph = graph.compile(checkpointer=saver)
-
-    def _model(self, state: MessagesState) -> dict[str, Any]:
-        if self.thinking_s:
-            time.sleep(self.thinking_s)
-        return {"messages": [AIMessage(reply_to(str(state["messages"][-1].content)))]}
 
     async def turn(self, conversation: str, message: str) -> None:
         config: Any = {"configurable": {"thread_id": conversation}}
         given: Any = {"messages": [("user", message)]}
         run = partial(self._graph.invoke, given, config, durability="exit")
         # A model that takes no time needs no thread: without one it is faster.
-        await asyncio.to_thread(run) if self.thinking_s else run()
+        await asyncio.to_thread(run) if self.model.thinking_s else run()
 
     async def stored(self, conversation: str) -> list[tuple[str, str]]:
         state = self._graph.get_state({"configurable": {"thread_id": conversation}})

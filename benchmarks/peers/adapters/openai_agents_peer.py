@@ -42,18 +42,10 @@ class OpenAIAgents:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._model = Scripted()
-        self._agent = Agent(name="agent", instructions="", model=self._model)
+        self.model = Scripted()
+        self._agent = Agent(name="agent", instructions="", model=self.model)
         self._config = RunConfig(tracing_disabled=True)
         self._sessions: dict[str, SQLiteSession] = {}
-
-    @property
-    def thinking_s(self) -> float:
-        return self._model.thinking_s
-
-    @thinking_s.setter
-    def thinking_s(self, seconds: float) -> None:
-        self._model.thinking_s = seconds
 
     def _session(self, conversation: str) -> SQLiteSession:
         if conversation not in self._sessions:

@@ -21,13 +21,16 @@ ANSWER = "a" * 200
 _made: set[str] = set()
 
 
-class Peer(Protocol):
-    """What each adapter has, as `open_peer(path)`: an object of this shape.
-
-    `thinking_s` is how long the model waits before it answers; it is 0 in all that is timed.
-    """
+class Model(Protocol):
+    """`thinking_s` is how long it waits before it answers; it is 0 in all that is timed."""
 
     thinking_s: float
+
+
+class Peer(Protocol):
+    """What each adapter has, as `open_peer(path)`: an object of this shape."""
+
+    model: Model
 
     async def turn(self, conversation: str, message: str) -> None:
         """Send a message to a conversation, made if it is new, and wait until its turn is stored."""
@@ -97,11 +100,11 @@ async def together(peer: Peer, turns: int, thinking_s: float) -> dict[str, Any]:
 
     `kept` counts the turns whose message is followed by its own answer, in the order in which they were sent.
     """
-    peer.thinking_s = thinking_s
+    peer.model.thinking_s = thinking_s
     name = f"together-{time.time_ns()}"
     messages = [f"number {number:05}" for number in range(turns)]
     outcomes = await asyncio.gather(*(peer.turn(name, each) for each in messages), return_exceptions=True)
-    peer.thinking_s = 0.0
+    peer.model.thinking_s = 0.0
     errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
     stored = await peer.stored(name)
     pairs = [

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 from attrs import define, field
 
-from actors.events import CompactionSkipped, Event
+from actors.events import CompactionSkipped, Event, Lagged
 from actors.models.base import ModelRequest
+from actors.state import ConversationInfo
 from palaver.runtime import Runtime
 from palaver.simulation.checks.eventorder import EventOrder
 from palaver.simulation.checks.ledger import UNKNOWN, Ledger
@@ -102,8 +106,7 @@ class Watch:
                 self.ledger.fail(5, f"turn {turn_id} runs after {left[reached]}; {left} was left in {handle}")
             self._reached[handle] = place
 
-    def enter(self, cid: int, turn_id: int) -> Where:
-        """A turn's model or tool is called; where that is, for `leave`."""
+    def _enter(self, cid: int, turn_id: int) -> Where:
         where: Where = self.handle_of(cid) or cid
         others = self._at_work.setdefault(where, [])
         if any(other != turn_id for other in others):
@@ -111,9 +114,14 @@ class Watch:
         others.append(turn_id)
         return where
 
-    def leave(self, where: Where, turn_id: int) -> None:
-        """That call has ended."""
-        self._at_work[where].remove(turn_id)
+    @contextmanager
+    def at_work(self, cid: int, turn_id: int) -> Iterator[None]:
+        """A turn's model or tool works for as long as the block runs."""
+        where = self._enter(cid, turn_id)
+        try:
+            yield
+        finally:
+            self._at_work[where].remove(turn_id)
 
     def check_pairing(self, request: ModelRequest) -> None:
         """Every tool call that a model is shown has its result right behind it, and no result is alone."""
@@ -130,6 +138,14 @@ class Watch:
             self.ledger.fail(3, f"turn {request.turn_id} was shown an unanswered call")
 
     # -- events ------------------------------------------------------------------------------------
+
+    def read(self, events: Iterable[tuple[ConversationInfo, Event]], first: str) -> None:
+        """All events of the runtime, until they end; `first` is what every answer begins with."""
+        orders: dict[int, EventOrder] = {}
+        for info, event in events:
+            order = orders.setdefault(info.id, EventOrder(first))
+            for each in orders.values() if isinstance(event, Lagged) else (order,):
+                self.hear(each, event, f"conversation {info.id}")
 
     def hear(self, order: EventOrder, event: Event, where: str) -> None:
         """One more event of a reader."""

@@ -113,18 +113,7 @@ def _spreads(figures: Summary) -> Iterable[tuple[str, str, float]]:
 
 
 def _each(header: str, named: Sequence[tuple[str, Outcome]]) -> str:
-    headers = [
-        header,
-        "turns/s",
-        "p50, s",
-        "p95, s",
-        "p99, s",
-        "done",
-        "otherwise",
-        "refused",
-        "crashes",
-        "violated",
-    ]
+    headers = [header, *_HEADERS, "violated"]
     rows = []
     for name, outcome in named[: 10 * MOST_RUNS]:
         broken = outcome.violation
@@ -135,23 +124,15 @@ def _each(header: str, named: Sequence[tuple[str, Outcome]]) -> str:
 
 
 def _values(swept: Swept) -> str:
-    headers = [
-        swept.key,
-        "turns/s",
-        "p50, s",
-        "p95, s",
-        "p99, s",
-        "done",
-        "otherwise",
-        "refused",
-        "crashes",
-        "",
-    ]
+    headers = [swept.key, *_HEADERS, ""]
     rows = []
     for place, (value, one) in enumerate(zip(swept.values, swept.summaries, strict=True)):
         mark = "knee" if swept.knee is not None and swept.knee.place == place else ""
         rows.append([*_cells(str(value), one), mark])
     return table(headers, rows, "Each value")
+
+
+_HEADERS = ("turns/s", "p50, s", "p95, s", "p99, s", "done", "otherwise", "refused", "crashes")
 
 
 def _cells(first: str, one: Summary) -> list[str]:
