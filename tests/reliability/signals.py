@@ -84,6 +84,8 @@ def some_plan(rng: random.Random) -> Plan:
     )
 
 
+# The first life of each file: some host has much to drain and the time for it, whatever the others draw.
+DRAINS = Plan(signal.SIGTERM, 30, 0, None, 0, LONG_S)
 LAST = Plan(signal.SIGTERM, 0, 0, None, 0, LONG_S)
 
 
@@ -245,7 +247,7 @@ def _on_one_file(stage: Stage, rng: random.Random, lives: int) -> int:
     (stage.folder / "host.toml").write_text(CONFIG.format(socket=stage.socket))
     (stage.folder / "model_of_signals.py").write_text(MODEL)
     for number in range(lives + 1):
-        plan = some_plan(rng) if number < lives else LAST
+        plan = DRAINS if number == 0 else some_plan(rng) if number < lives else LAST
         try:
             with gevent.Timeout(PATIENCE_S, AssertionError(f"G18: not over after {PATIENCE_S} s")):
                 _live(stage, number, rng, plan)
