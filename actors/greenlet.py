@@ -775,5 +775,5 @@ def _shown(error: BaseException) -> str:
 def _wrong_thread(what: str) -> WrongThread:
     return WrongThread(
         f"{what} belongs to another thread: call it from there, or hand the call over with "
-        "Runtime.from_thread() or that thread's hub.loop.run_callback_threadsafe()"
+        "Runtime.from_thread(), or by an async watcher of that thread's loop"
     )

@@ -12,6 +12,7 @@ import gevent
 import gevent.event
 import pykka
 
+from actors.bell import bell
 from actors.children import ChildSpec, ChildStatus, ListChildren, RemoveChild, StartChild
 from actors.config import AgentConfig, Limits
 from actors.errors import InvalidInput, RuntimeClosed, RuntimeFailed
@@ -312,8 +313,7 @@ class Runtime(Keeping):
 def _start_on(
     path: str | os.PathLike[str], start: Callable[[DatabaseWorker], System], backlog: int
 ) -> System:
-    notify = gevent.get_hub().loop.run_callback_threadsafe
-    return start(DatabaseWorker(path, notify=notify, backlog=backlog))
+    return start(DatabaseWorker(path, notify=bell(), backlog=backlog))
 
 
 def _check_model(model: object) -> None:

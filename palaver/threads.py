@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import gevent
 from gevent.monkey import get_original
 
+from actors.bell import bell
 from actors.errors import WrongThread
 
 P = ParamSpec("P")
@@ -24,10 +25,10 @@ _allocate_lock: Callable[[], Any] = get_original("_thread", "allocate_lock")
 class Owner:
     """The thread and process that a runtime was opened in."""
 
-    __slots__ = ("_hub", "_pid", "_thread")
+    __slots__ = ("_bell", "_pid", "_thread")
 
     def __init__(self) -> None:
-        self._hub = gevent.get_hub()
+        self._bell = bell()
         self._thread = _thread_ident()
         self._pid = os.getpid()
 
@@ -64,7 +65,7 @@ class Owner:
             else:
                 future.set_result(value)
 
-        self._hub.loop.run_callback_threadsafe(gevent.spawn, call)
+        self._bell(gevent.spawn, call)
         return future
 
 

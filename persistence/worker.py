@@ -57,8 +57,8 @@ class DatabaseWorker:
     Args:
         path: the file, or ":memory:".
         notify: called in the worker's thread once after each commit with a function that calls every
-            `then` of the batch; hand that to the thread that they belong to, as with gevent's
-            `hub.loop.run_callback_threadsafe`. Without it they are called in the worker's thread.
+            `then` of the batch; hand that to the thread that they belong to. Without it they are called in
+            the worker's thread.
         backlog: jobs that may wait.
         create: whether a missing file is made.
         committer: runs the batches; tests hand in one that fails on purpose.

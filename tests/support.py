@@ -17,6 +17,7 @@ from gevent.event import Event as Signal
 from gevent.monkey import get_original
 from gevent.queue import Queue
 
+from actors.bell import bell
 from actors.models.scripted import ReplyLike
 from palaver import AgentConfig, Chunk, HistoryEntry, ModelRequest, Runtime, ScriptedModel
 from persistence.worker import Committer, DatabaseWorker
@@ -60,8 +61,7 @@ class Runtimes:
     ) -> Runtime:
         """A runtime with `agents`, on a new file unless `path` is given."""
         path = path or self.directory / f"agents{len(self._opened)}.db"
-        notify = gevent.get_hub().loop.run_callback_threadsafe
-        worker = DatabaseWorker(path, notify=notify, committer=committer(path) if committer else None)
+        worker = DatabaseWorker(path, notify=bell(), committer=committer(path) if committer else None)
         rt = Runtime.open(path, model or ScriptedModel(), worker=worker, **options)
         self._opened.append((rt, worker))
         for agent in agents:

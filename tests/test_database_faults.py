@@ -19,6 +19,7 @@ from gevent.monkey import get_original
 from sqlite_utils import Database
 from support import ROOT, PuppetModel, Runtimes, opened_runtimes, run_script, topic
 
+from actors.bell import bell
 from persistence import holders, turns
 from persistence.batches import MOST_CHARS, Item, portions, text_of
 from persistence.database import abandon_database, close_database, open_database
@@ -424,9 +425,7 @@ def test_a_failed_fsync_answers_everybody_and_acknowledges_nothing(path: Path) -
     committer = Broken(path)
     hub = gevent.get_hub()
     failed: list[DatabaseFailed] = []
-    worker = DatabaseWorker(
-        path, notify=hub.loop.run_callback_threadsafe, committer=committer, on_failure=failed.append
-    )
+    worker = DatabaseWorker(path, notify=bell(), committer=committer, on_failure=failed.append)
     hub.threadpool.apply(worker.start)
     first = gevent.event.AsyncResult()
     worker.submit(session, lambda value, error: first.set((value, error)))

@@ -850,7 +850,7 @@ def test_asker_that_is_killed_leaves_actor_and_others_unharmed(spawn):
 def test_trap_10_another_thread_is_refused_by_name_and_nothing_is_queued(spawn):
     actor = spawn(Echo)
     for call in (actor.tell, actor.ask, lambda m: actor.ask(m, block=False)):
-        with pytest.raises(WrongThread, match="run_callback_threadsafe"):
+        with pytest.raises(WrongThread, match=r"Runtime\.from_thread\(\), or by an async watcher"):
             in_native_thread(call, "x")
     assert actor.actor_inbox.empty()
     assert actor.ask("y", timeout=LONG) == "y"

@@ -33,6 +33,7 @@ from turns_support import (
     stored_states,
 )
 
+from actors.bell import bell
 from palaver import (
     AgentConfig,
     AskTimeout,
@@ -162,8 +163,7 @@ def ends(work: Any) -> bool:
 def opened(path: Path, model: Any = None, *agents: AgentConfig, **options: Any) -> Any:
     """(runtime context, its committer), on the database thread."""
     committer = FailingCommitter(path)
-    notify = gevent.get_hub().loop.run_callback_threadsafe
-    worker = DatabaseWorker(path, notify=notify, committer=committer)
+    worker = DatabaseWorker(path, notify=bell(), committer=committer)
     return runtime(path, model, *agents, worker=worker, **options), committer
 
 
@@ -613,8 +613,7 @@ def test_a_disk_that_breaks_at_any_write_ends_all_waits_and_keeps_what_was_ackno
 def test_after_a_broken_disk_every_call_says_so_and_the_runtime_stops(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     committer = FailingCommitter(path)
-    notify = gevent.get_hub().loop.run_callback_threadsafe
-    rt = Runtime.open(path, ScriptedModel(), worker=DatabaseWorker(path, notify=notify, committer=committer))
+    rt = Runtime.open(path, ScriptedModel(), worker=DatabaseWorker(path, notify=bell(), committer=committer))
     rt.add_agent(AgentConfig(name=AGENT))
     cid, handle = topic(rt)
     assert rt.send(cid, "kept").text == "kept"
@@ -647,8 +646,7 @@ def test_after_a_broken_disk_every_call_says_so_and_the_runtime_stops(tmp_path: 
 def test_a_shutdown_with_a_broken_disk_and_turns_under_way_ends(tmp_path: Path, drain: float) -> None:
     path, model = tmp_path / "a.db", HeldModel()
     committer = FailingCommitter(path)
-    notify = gevent.get_hub().loop.run_callback_threadsafe
-    rt = Runtime.open(path, model, worker=DatabaseWorker(path, notify=notify, committer=committer))
+    rt = Runtime.open(path, model, worker=DatabaseWorker(path, notify=bell(), committer=committer))
     rt.add_agent(AgentConfig(name=AGENT))
     cid, _handle = topic(rt)
     tickets = [rt.submit(cid, f"m{number}") for number in range(5)]

@@ -29,6 +29,7 @@ from turns_support import (
     services,
 )
 
+from actors.bell import bell
 from actors.messages import TitleProposed
 from palaver import AgentConfig, Reply, ScriptedModel
 from persistence.committer import Committer, Item
@@ -243,6 +244,15 @@ def test_trap_06_every_ask_has_a_deadline() -> None:
     assert found > 3
 
 
+def test_no_thread_changes_what_a_loop_counts() -> None:
+    """actors/bell.py says why."""
+    for path, tree in modules():
+        if path != Path("palaver/simulation/loop.py"):
+            assert [n for n in ast.walk(tree) if getattr(n, "attr", "") == "run_callback_threadsafe"] == [], (
+                path
+            )
+
+
 def test_trap_11_only_the_command_line_handles_signals_and_through_gevent() -> None:
     for path, tree in modules():
         if path.parts[:2] == ("palaver", "commands") or path == Path("palaver/cli.py"):
@@ -429,8 +439,7 @@ class Held(Committer):
 def test_trap_17_a_commit_that_hangs_stops_nobody_who_does_not_wait_for_it(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     committer = Held(path)
-    notify = gevent.get_hub().loop.run_callback_threadsafe
-    with runtime(path, worker=DatabaseWorker(path, notify=notify, committer=committer)) as rt:
+    with runtime(path, worker=DatabaseWorker(path, notify=bell(), committer=committer)) as rt:
         cid = rt.switch_topic(AGENT, "alice", "auth", "d").conversation_id
         tmp = rt.get_or_create(AGENT, "bob")
         with committer.gate, blocking_monitor() as blocks:

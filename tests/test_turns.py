@@ -28,6 +28,7 @@ from turns_support import (
     stored_states,
 )
 
+from actors.bell import bell
 from palaver import (
     AgentConfig,
     Chunk,
@@ -393,8 +394,7 @@ class GatedCommitter(Committer):
 
 def gated(path: Path) -> tuple[GatedCommitter, DatabaseWorker]:
     committer = GatedCommitter(path)
-    notify = gevent.get_hub().loop.run_callback_threadsafe
-    return committer, DatabaseWorker(path, notify=notify, committer=committer)
+    return committer, DatabaseWorker(path, notify=bell(), committer=committer)
 
 
 def test_a_cancel_during_the_commit_of_a_step_keeps_memory_and_disk_equal(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from gevent.monkey import get_original
 from sqlite_utils import Database
 
+from actors.bell import bell
 from persistence.database import close_database, open_database
 from persistence.errors import BacklogFull, DatabaseInUse, DatabaseUnusable, SessionNotFound, StorageError
 from persistence.records import TurnRow
@@ -161,7 +162,7 @@ def test_notify_is_called_once_for_a_batch_and_delivers_in_order(path: Path) -> 
 
 def test_answers_reach_greenlets_through_the_hub(path: Path) -> None:
     hub = gevent.get_hub()
-    worker = DatabaseWorker(path, notify=hub.loop.run_callback_threadsafe)
+    worker = DatabaseWorker(path, notify=bell())
     hub.threadpool.apply(worker.start)
     answered = gevent.event.AsyncResult()
     threads: list[int] = []

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import gevent
@@ -21,6 +22,7 @@ from attrs import define, field, frozen
 from gevent.event import Event as Signal
 
 import persistence.worker
+from actors.bell import bell
 from crash.disk import NoRecorder, Recorder
 from crash.disk_ledger import WHOLE_AT_ONCE
 from crash.disk_log import Event
@@ -190,15 +192,14 @@ class Day:
             sender.go_home()
 
     def _open(self) -> Runtime:
-        loop = gevent.get_hub().loop
         committer = BusyCommitter(
             self.recorder.path,
             recorder=self.recorder,
             settings=(*SETTINGS, *self.plan.settings),
             rng=self._new_rng(),
-            on_idle=lambda: loop.run_callback_threadsafe(self.idle.set),
+            on_idle=partial(bell(), self.idle.set),
         )
-        worker = DatabaseWorker(self.recorder.path, notify=loop.run_callback_threadsafe, committer=committer)
+        worker = DatabaseWorker(self.recorder.path, notify=bell(), committer=committer)
         rt = Runtime.open(self.recorder.path, ScriptedModel(self._reply), tools=[weigh], worker=worker)
         for agent in AGENTS:
             rt.add_agent(agent)

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import gevent
 
+from actors.bell import bell
 from actors.tools import Tool
 from crash.mind import Injecting, Mind, die, noting_tool
 from crash.points import HastyCommitter, Point, PointCommitter
@@ -68,7 +69,6 @@ class Life:
 
     def open(self) -> bool:
         """Open the file, recover what is in it, and register the agents. True."""
-        notify = gevent.get_hub().loop.run_callback_threadsafe
         self.rt = Runtime.open(
             self.order["path"],
             Mind(self.name),
@@ -79,7 +79,7 @@ class Life:
                 ask_timeout_s=PATIENCE_S,
                 passivate_after_s=self.order.get("rests", PATIENCE_S),
             ),
-            worker=DatabaseWorker(self.order["path"], notify=notify, committer=self.committer),
+            worker=DatabaseWorker(self.order["path"], notify=bell(), committer=self.committer),
             recover=self.order.get("recover", "run"),
         )
         for agent in AGENTS:
