@@ -1,9 +1,9 @@
 """The way into a hub from other threads.
 
 gevent's own, `loop.run_callback_threadsafe`, adds to the count of what keeps the loop going from the calling
-thread. The loop changes that count in its own thread, which holds no lock meanwhile, so one of two changes is lost
-now and then. Below zero, the loop takes it that nothing can happen any more and raises `LoopExit` in whoever waits,
-with answers under way. A bell only sends an async watcher, which libev allows from any thread; its loop counts.
+thread. The loop changes that count in its own, without a lock, so one of two changes is lost now and then.
+Below zero, the loop takes it that nothing can happen any more: it raises `LoopExit` in whoever waits, with
+answers under way. A bell only sends an async watcher, which libev allows from any thread.
 """
 
 from __future__ import annotations
