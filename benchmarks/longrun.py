@@ -22,14 +22,15 @@ from actors.conversation import ConversationActor  # noqa: E402
 from actors.messages import TurnEnded  # noqa: E402
 from benchmarks.report import Goal, Part, Row, Series, Tell, in_turns, ratio  # noqa: E402
 from benchmarks.showing import setting  # noqa: E402
-from benchmarks.work import ANSWER, MESSAGE, open_topics, running, temporary_file  # noqa: E402
+from benchmarks.work import ANSWER, MESSAGE, hoard, open_topics, running, temporary_file  # noqa: E402
 from palaver import Limits, ScriptedModel  # noqa: E402
 from palaver.process import rss_bytes  # noqa: E402
 
 ABOUT = """Crashes: 1,000 senders, each with a topic of its own, each send turns one after the other, all at
 once. In every other round one conversation in a hundred dies at the end of each of its turns, by a planted
 bug; the latencies are those of all the others. Passivation: many conversations, one after the other,
-through a budget of 1,000 live ones; memory at the end over memory when a fifth of them had come."""
+through a budget of 1,000 live ones; memory at the end over memory when a fifth of them had come, with
+SQLite's page cache filled before."""
 CRASHING = 100  # one conversation in so many
 MOST_P99 = 1.5
 MOST_GROWTH = 1.02
@@ -86,6 +87,7 @@ def growth(conversations: int, live: int) -> tuple[float, float]:
     limits = Limits(live_conversations=live)
     with temporary_file() as path, running(path, model, limits=limits, auto_title=False) as rt:
         at_a_fifth = 0
+        hoard(rt)
 
         def visit(number: int) -> None:
             cid = rt.switch_topic("agent", f"sender {number}", "topic", "load").conversation_id

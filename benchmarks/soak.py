@@ -16,7 +16,6 @@ from gevent import monkey
 monkey.patch_all()
 
 import argparse  # noqa: E402  # gevent patches first
-import ctypes  # noqa: E402
 import gc  # noqa: E402
 import json  # noqa: E402
 import logging  # noqa: E402
@@ -26,7 +25,6 @@ import tempfile  # noqa: E402
 import time  # noqa: E402
 from collections import Counter  # noqa: E402
 from collections.abc import Callable, Sequence  # noqa: E402
-from contextlib import suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
 from statistics import median_low  # noqa: E402
 
@@ -38,6 +36,7 @@ from attrs import frozen  # noqa: E402
 from actors.greenlet import release_idle_workers  # noqa: E402
 from benchmarks.report import Curve, Goal, Part, Row, Series, Tell  # noqa: E402
 from benchmarks.showing import aligned, setting  # noqa: E402
+from benchmarks.work import hoard  # noqa: E402
 from palaver import (  # noqa: E402
     AgentConfig,
     ConversationClosed,
@@ -58,7 +57,6 @@ judges."""
 SENDERS = 20
 TOPICS = 4  # of each sender
 LIVE = 60  # conversations in memory
-HOARD = 24  # turns of as many characters as a message may have: more than SQLite keeps of the file in memory
 LOOKS = 50
 FEWEST_LOOKS = 20
 COUNTS = 3  # of greenlets at each look: one that is ending is no leak, and is gone at the next
@@ -225,17 +223,6 @@ class Sender:
             self._rt.delete_session(shown.handle)
 
 
-def _hoard(rt: Runtime) -> None:
-    """Let SQLite's page cache grow to its bound: how much of the file it holds is no leak."""
-    rt.add_agent(AgentConfig("hoarder", compact_threshold=None))
-    cid = rt.switch_topic("hoarder", "hoarder", "much", "to fill the cache").conversation_id
-    for _ in range(HOARD):
-        rt.send(cid, "x" * 1_000_000)
-    rt.close(cid)
-    with suppress(AttributeError, OSError):  # only glibc has it
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed must not hide what grows
-
-
 # -- looking ---------------------------------------------------------------------------------------------
 
 
@@ -283,7 +270,7 @@ def soak(turns: int, folder: Path, seed: int = 1, tell: Callable[[Look], object]
         rt.add_agent(AgentConfig("agent", model="m", compact_threshold=2_000))
         unread = rt.subscribe()
         senders = [Sender(rt, f"sender {n}", random.Random(rng.random()), did) for n in range(SENDERS)]
-        _hoard(rt)
+        hoard(rt)
         looks, began = [], time.monotonic()
         times = min(LOOKS, max(FEWEST_LOOKS, turns // 1_000))
         for number in range(1, times + 1):

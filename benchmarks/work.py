@@ -6,11 +6,12 @@ from gevent import monkey
 
 monkey.patch_all()
 
-import gc  # noqa: E402  # gevent patches first
+import ctypes  # noqa: E402  # gevent patches first
+import gc  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Callable, Iterable, Iterator, Sequence  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
+from contextlib import contextmanager, suppress  # noqa: E402
 from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
@@ -22,6 +23,7 @@ from palaver import AgentConfig, Limits, ModelRequest, Reply, Runtime, ScriptedM
 
 MESSAGE = "m" * 100
 ANSWER = "a" * 200
+HOARD = 24  # turns of as many characters as a message may have: more than SQLite keeps of the file in memory
 OPENED_AT_ONCE = 500  # so that opening many costs few commits
 WATCH_S = 0.005
 SELDOM = (5_000, 10, 1_000)  # the collector's thresholds of a host with many conversations
@@ -166,3 +168,14 @@ def freeze() -> None:
     """Take what is there now out of the collector's sight."""
     gc.collect()
     gc.freeze()
+
+
+def hoard(rt: Runtime) -> None:
+    """Let SQLite's page cache grow to its bound: how much of the file it holds is no leak."""
+    rt.add_agent(AgentConfig("hoarder", compact_threshold=None))
+    cid = rt.switch_topic("hoarder", "hoarder", "much", "to fill the cache").conversation_id
+    for _ in range(HOARD):
+        rt.send(cid, "x" * 1_000_000)
+    rt.close(cid)
+    with suppress(AttributeError, OSError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed must not hide what grows
