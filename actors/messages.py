@@ -511,8 +511,6 @@ class PassiveDeleted:
     row: Dormant
     deleted: bool
     count: int
-    error: BaseException | None
-    request: Any
 
 
 @frozen

@@ -203,7 +203,9 @@ class RegistryClosing(RegistryResting):
             return
 
         def deleted(found: tuple[bool, int] | None, error: BaseException | None) -> None:
-            notify(ref, PassiveDeleted(row, *(found or (False, 0)), error, waiter))
+            gone, count = found or (False, 0)
+            notify(ref, PassiveDeleted(row, gone, count))  # before whoever asked can ask again
+            settle(waiter.reply, gone, error)  # this registry may not be there any more
 
         self._services.store.submit(partial(_delete_passive, delete=job, id=row.id), deleted)
 
@@ -214,7 +216,6 @@ class RegistryClosing(RegistryResting):
         if notice.deleted and router is not None:
             router.drop(notice.row.id)
             self._tidy(pair)
-        settle(notice.request.reply, notice.deleted, notice.error)
 
 
 def _delete_passive(

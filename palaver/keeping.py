@@ -84,6 +84,8 @@ class Keeping(Looking):
 
         Raises:
             SessionNotFound, AgentNotRegistered: only where `handle` is given.
+            MailboxFull: all that may be live is at work. What was taken up before goes on, and a later call
+                takes up the rest.
             StorageError.
         """
         if mode not in ("run", "fail"):

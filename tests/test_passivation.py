@@ -32,6 +32,7 @@ from palaver import (
     Passivated,
     Reply,
     Runtime,
+    RuntimeClosed,
     ScriptedModel,
     SessionNotFound,
 )
@@ -238,6 +239,33 @@ def test_a_deleted_session_is_not_brought_back_by_its_old_id() -> None:
         assert rt.send(other, "hello").text == "hello"
 
     virtually(body)
+
+
+@pytest.mark.parametrize(("after_s", "answer"), [(0.5, "RuntimeClosed"), (1.5, "True")])
+def test_who_deletes_a_passive_session_is_answered_though_the_runtime_shuts_down(
+    after_s: float, answer: str
+) -> None:
+    """First its conversation is looked up, then the session is deleted, each with a commit of a second."""
+    answers: list[str] = []
+
+    def delete(rt: Runtime, handle: str) -> None:
+        try:
+            answers.append(repr(rt.delete_session(handle)))
+        except RuntimeClosed as closed:
+            answers.append(type(closed).__name__)
+
+    def body(rt: Runtime) -> None:
+        topic(rt)
+        handle = rt.sessions()[0].handle
+        rest()
+        assert services(rt).directory.passive == 1
+        deleting = gevent.spawn(delete, rt, handle)
+        gevent.sleep(after_s)
+        rt.shutdown(drain=0)
+        deleting.join(timeout=60.0)
+        assert answers == [answer]
+
+    virtually(body, latency=lambda: 1.0, checked=False)
 
 
 def test_purging_takes_what_is_passive_and_old() -> None:

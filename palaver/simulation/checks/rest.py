@@ -8,7 +8,7 @@ from typing import Protocol
 
 import gevent
 
-from actors.errors import ConversationNotFound
+from actors.errors import ConversationNotFound, MailboxFull
 from actors.history import resumed
 from palaver.runtime import Runtime
 from palaver.simulation.checks.ledger import Ledger, Message
@@ -47,7 +47,7 @@ def heal(run: Healed, rt: Runtime, worker: InlineWorker) -> None:
     """
     began = run.now
     for session in rt.unfinished():
-        rt.load(session.handle)
+        _take_up(run, rt, session.handle, began)
     _wait_until_quiet(run, rt, began)
     _wait_until_stored(run, worker, began)
     for info in rt.list_active()[:SPOKEN_TO]:
@@ -77,6 +77,18 @@ def unended(ledger: Ledger) -> list[str]:
     """Messages of this life whose tickets have no end."""
     tickets = [message.ticket for message in ledger.of_this_life()]
     return [ticket.content for ticket in tickets if ticket is not None and not ticket.done]
+
+
+def _take_up(run: Healed, rt: Runtime, handle: str, began: float) -> None:
+    """As soon as there is room: others that an earlier life left may be at work in all there is."""
+    while True:
+        try:
+            rt.load(handle)
+        except MailboxFull as full:
+            run.require(run.now - began <= HEAL_S, 19, f"{HEAL_S:.0f} s after the last fault: {full}")
+            gevent.sleep(1.0)
+        else:
+            return
 
 
 def _wait_until_quiet(run: Healed, rt: Runtime, began: float) -> None:
