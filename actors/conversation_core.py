@@ -200,7 +200,9 @@ class ConversationCore(GreenletActor):
             self._pay_timer = gevent.spawn_later(PAY_AGAIN_S, notify, self.actor_ref, PayOwed())
 
     def _pay_owed(self) -> None:
-        self._pay_timer = None
+        timer, self._pay_timer = self._pay_timer, None
+        if timer is not None:
+            timer.kill(block=False)  # unless it is what asks for this
         if self._journal is not None and self._journal.owes:
             self._writes += 1
             ref = self.actor_ref

@@ -13,6 +13,7 @@ from turns_support import HeldModel, let_run
 
 from actors import conversation_core
 from palaver import Runtime, StorageError
+from palaver.simulation.checks.births import Births
 from persistence.committer import Committer, Item
 from persistence.verify import verify
 from persistence.writes import WriteSet
@@ -145,9 +146,15 @@ def test_a_shutdown_stores_what_is_owed(runtimes: Runtimes) -> None:
     model = HeldModel()
     rt, committer = opened(runtimes, model)
     ticket = rt.submit(topic(rt), "one")
-    held = model.next()
+    held, births = model.next(), Births()
     committer.times = 1
-    held.say("lost")
-    with pytest.raises(StorageError):
-        ticket.result()
-    assert runtimes.reopen(rt).unfinished() == []
+    with births.noted():
+        held.say("lost")
+        with pytest.raises(StorageError):
+            ticket.result()
+        let_run()
+        assert [left for left in births.left([]) if "PayOwed" in left]  # would try again after a while
+        rt.shutdown()
+    let_run()
+    assert births.left([]) == []
+    assert runtimes.open(HeldModel(), path=rt.path).unfinished() == []
