@@ -50,6 +50,7 @@ class RegistryLives(RegistryRouting):
         if first is not None and not first.known:
             words = "a conversation died while it opened"
             log(logger, logging.ERROR, words, state, reason=str(notice.error))
+            self._fail_orphans(state, notice.error)  # there is no next life to take them over
             self._gone(notice)
             return
         self._died(state, notice.error, notice.remains)
@@ -83,6 +84,11 @@ class RegistryLives(RegistryRouting):
     def _orphans(self, state: ConversationState) -> list[Ticket]:
         held = self._directory.tickets.values()
         return sorted((t for t in held if t.owner is state.ref), key=lambda ticket: ticket.turn_id)
+
+    def _fail_orphans(self, state: ConversationState, error: BaseException) -> None:
+        for ticket in self._orphans(state):
+            self._directory.release(ticket.turn_id, state.sender)
+            ticket.fail(error)
 
     def _restart(self, message: Restart) -> None:
         state = self._conversations.get(message.conversation_id)
@@ -151,9 +157,7 @@ class RegistryLives(RegistryRouting):
             f"Runtime.unpark({state.id}) starts it again, as do {PARKED_S:g} seconds"
         )
         del self._deaths[state.id]
-        for ticket in self._orphans(state):
-            self._directory.release(ticket.turn_id, state.sender)
-            ticket.fail(parked)
+        self._fail_orphans(state, parked)
         state.fate = parked
         self._directory.set_phase(state, "parked")
         self._services.incidents.report(ActorParked(f"conversation {state.id}", str(error)), state)
@@ -181,7 +185,5 @@ class RegistryLives(RegistryRouting):
     def _bury(self, state: ConversationState, error: BaseException) -> None:
         """The runtime is shutting down: what is stored goes on at the next start, and nothing before."""
         gone = RuntimeClosed(f"the runtime is shut down; conversation {state.id} had failed: {error}")
-        for ticket in self._orphans(state):
-            self._directory.release(ticket.turn_id, state.sender)
-            ticket.fail(gone)
+        self._fail_orphans(state, gone)
         self._gone(ConversationStopped(state.id, gone))

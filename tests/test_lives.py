@@ -162,6 +162,24 @@ def test_a_death_at_any_message_changes_no_result(
     run(body, order=order)
 
 
+def test_what_waited_for_an_opening_that_dies_is_answered() -> None:
+    """Its id is known while it opens, to whoever asks for the pair; there is no next life."""
+
+    def body(rt: Runtime) -> None:
+        opening = gevent.spawn(topic, rt)
+        gevent.sleep(0.5)
+        cid = rt.get_or_create(AGENT, "alice")
+        waiting = [opening, gevent.spawn(rt.submit, cid, "hello")]
+        gevent.sleep(0)
+        services(rt).directory.conversations[cid].ref.tell(object())
+        gevent.joinall(waiting, timeout=60)
+        assert [type(greenlet.exception) for greenlet in waiting] == [HandlerFailed, HandlerFailed]
+        assert rt.conversations() == []
+        assert rt.send(topic(rt), "again").text == "heard again"
+
+    run(body, latency=lambda: 1.0)
+
+
 @pytest.mark.parametrize(
     "error", [gevent.GreenletExit(), gevent.Timeout(), KeyboardInterrupt(), SystemExit(1)]
 )
