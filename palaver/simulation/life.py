@@ -10,7 +10,7 @@ from gevent.event import Event as Signal
 
 from actors.config import AgentConfig
 from palaver.runtime import Runtime
-from palaver.simulation.checks.births import Births
+from palaver.simulation.checks.births import OUTLIVES_S, Births
 from palaver.simulation.checks.disk import Disk, FaultyCommitter
 from palaver.simulation.checks.rest import heal
 from palaver.simulation.checks.stored import left_in_order
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from palaver.simulation.simulating import Progress
 
 LIVES = 4_096  # of one seed, for numbers of sources
-TIMERS_S = 5.0  # those of an inline worker outlive the runtime
 LOOK_EVERY_S = 600.0
 READS_ALL = 0.3  # of the checked seeds: whether all events are read
 
@@ -259,7 +258,7 @@ class Life:
         run.note("world", "heals")
         assert self._worker is not None
         heal(run, rt, self._worker)
-        gevent.sleep(TIMERS_S)
+        gevent.sleep(OUTLIVES_S)
         left = self._births.left(self._ours)
         run.require(not left, 13, f"greenlets are left over: {left}")
         run.note("world", "rests")

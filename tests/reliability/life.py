@@ -12,7 +12,7 @@ from gevent.event import Event as Signal
 from sqlite_utils import Database
 
 from palaver import AgentConfig, Runtime, StorageError
-from palaver.simulation.checks.births import Births
+from palaver.simulation.checks.births import OUTLIVES_S, Births
 from palaver.simulation.checks.disk import Disk, FaultyCommitter
 from palaver.simulation.checks.rest import heal, unended
 from palaver.simulation.checks.stored import left_in_order
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 LIFE_S = 7_200.0
 CALLERS_S = 60.0
-TIMERS_S = 5.0
 MODES: tuple[Literal["run", "hold", "fail"], ...] = ("run", "run", "run", "run", "hold", "fail")
 
 
@@ -230,6 +229,6 @@ class Life:
 
     def _check_nothing_left(self) -> None:
         """The runtime is shut down: no greenlet of its own is alive."""
-        wait(TIMERS_S)  # those of an inline worker outlive it
+        wait(OUTLIVES_S)
         left = self._births.left(self._ours)
         self._world.require(not left, 13, f"greenlets are left over: {left}")

@@ -8,6 +8,10 @@ from contextlib import contextmanager
 
 import gevent
 
+from actors.permit import CLEAN_UP_S
+
+OUTLIVES_S = CLEAN_UP_S + 1.0  # the longest that something of a runtime may be there after its end
+
 
 class Births:
     """Notes every gevent greenlet that is started while `noted`."""
