@@ -8,6 +8,7 @@ from typing import Any
 from attrs import evolve
 
 from actors.models.base import Message
+from actors.models.encoded import Encoded
 from persistence.records import HistoryEntry, ToolCall
 
 INTERRUPTED = "interrupted: the turn was cancelled before this call gave a result"
@@ -54,26 +55,39 @@ class LiveHistory:
     """What the model is shown of a conversation. Entries are only added, or replaced by a summary.
 
     The conversation actor alone changes it, and only with what is committed. `entries` and `wire` grow
-    in place; a summary puts new lists there, so whoever holds a list keeps what it saw.
+    in place; a summary or a cut puts new lists there, so whoever holds a list keeps what it saw.
 
     Models refuse a tool call without its results, and a result without its call. Where the stored entries
     have such a thing, what the model is shown is repaired, visibly; `repairs` counts that. What is stored
-    stays as it is. `bytes` is about how much memory it takes.
+    stays as it is.
     """
 
-    __slots__ = ("_open_calls", "bytes", "chars", "entries", "repairs", "wire")
+    __slots__ = ("_bytes", "_encoded", "_open_calls", "chars", "entries", "repairs", "wire")
 
     def __init__(self, entries: Iterable[HistoryEntry] = ()) -> None:
         self.entries: list[HistoryEntry] = []
         self.wire: list[Message] = []
         self.chars = 0
-        self.bytes = 0
+        self._bytes = 0
+        self._encoded: Encoded | None = None
         self.repairs = 0
         self._open_calls: dict[str, ToolCall] | None = None  # calls of the last assistant entry
         self.extend(entries)
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    @property
+    def bytes(self) -> int:
+        """About how much memory it takes."""
+        return self._bytes if self._encoded is None else self._bytes + self._encoded.size
+
+    @property
+    def encoded(self) -> Encoded:
+        """The JSON of what the model is shown, for requests to share."""
+        if self._encoded is None:
+            self._encoded = Encoded(self.wire)
+        return self._encoded
 
     def extend(self, entries: Iterable[HistoryEntry]) -> None:
         """Add committed entries at the end."""
@@ -115,24 +129,24 @@ class LiveHistory:
         self.wire.append(to_wire(entry))
         chars = entry_chars(entry)
         self.chars += chars
-        self.bytes += chars + ENTRY_BYTES
+        self._bytes += chars + ENTRY_BYTES
 
     def cut(self, length: int) -> None:
         """Drop the entries behind the first `length`."""
         dropped = self.entries[length:]
         chars = sum(entry_chars(entry) for entry in dropped)
         self.chars -= chars
-        self.bytes -= chars + ENTRY_BYTES * len(dropped)
-        del self.entries[length:], self.wire[length:]
-        self._open_calls = None
+        self._bytes -= chars + ENTRY_BYTES * len(dropped)
+        self.entries, self.wire = self.entries[:length], self.wire[:length]
+        self._open_calls = self._encoded = None
 
     def replace(self, summary: HistoryEntry) -> None:
         """Let `summary` stand for all entries so far."""
         self.entries = [summary]
         self.wire = [to_wire(summary)]
         self.chars = entry_chars(summary)
-        self.bytes = self.chars + ENTRY_BYTES
-        self._open_calls = None
+        self._bytes = self.chars + ENTRY_BYTES
+        self._open_calls = self._encoded = None
 
     def seen_by(self, guest: str, host: str) -> list[Message]:
         """The history in wire form: as the host agent sees it, or as its guest `guest` does. Copy it to keep

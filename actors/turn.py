@@ -43,6 +43,7 @@ from actors.messages import (
 )
 from actors.model_call import ModelCall
 from actors.models.base import Message, ModelRequest
+from actors.models.encoded import Encoded, EncodedRun
 from actors.own_turn import TurnRun
 from actors.permit import CLEAN_UP_S
 from actors.round import Round
@@ -85,11 +86,13 @@ class Turn:
         "_cancelled",
         "_chars",
         "_compaction_paused",
+        "_encoded",
         "_giving_up",
         "_injected",
         "_journal",
         "_late",
         "_model",
+        "_own",
         "_pending",
         "_ref",
         "_running",
@@ -129,9 +132,11 @@ class Turn:
         self._waited = waited
         self._base: list[Message] = []  # what was said before; of the live list, as many as it had then
         self._based = 0
+        self._encoded: Encoded | None = None  # the base, if it is the live list
         self._injected: list[Message] = []
         self._pending: list[HistoryEntry] = []
         self._wire: list[Message] = []  # the turn's own messages since the base was taken
+        self._own: Encoded | None = None  # the same, once they are to be sent again
         self._chars = 0  # of everything that the next request shows the model
         self._usage = NO_USAGE
         self._steps = 0
@@ -286,6 +291,7 @@ class Turn:
         hooks, state = self._services.hooks, self._state
         self._base = state.history.seen_by(self.ticket.guest or "", state.agent)
         self._based = len(self._base)
+        self._encoded = None if self.ticket.guest else state.history.encoded
         self._chars += state.history.chars
         if not hooks.before_turn:
             return
@@ -310,9 +316,10 @@ class Turn:
         choice = ticket.tool_choice or config.tool_choice
         if number > 1 and choice not in ("auto", "none"):
             choice = "auto"  # a forced call is forced once, or no turn would end
+        messages = [*agent.system, *self._before, *self._injected, *self._wire]
         request = ModelRequest(
             config.model,
-            [*agent.system, *self._before, *self._injected, *self._wire],
+            messages,
             [] if ticket.guest else agent.schemas,
             choice,
             config.thinking,
@@ -322,6 +329,7 @@ class Turn:
             state.id,
             ticket.turn_id,
             self._call.pause,
+            self._encoded_runs(len(agent.system), len(messages) - len(self._wire), number),
         )
         answer = self._call.run(agent.model, request, self._emit if self._heard else None)
         self._call = None
@@ -335,6 +343,17 @@ class Turn:
     def _before(self) -> list[Message]:
         """What was said before the turn; after a step the live list holds what the turn says, too."""
         return self._base if len(self._base) == self._based else self._base[: self._based]
+
+    def _encoded_runs(self, base: int, own: int, number: int) -> tuple[EncodedRun, ...]:
+        """Where in the request of this round what was said before begins, and what the turn says."""
+        runs: tuple[EncodedRun, ...] = ()
+        if self._encoded is not None:
+            runs = ((base, self._based, self._encoded),)
+        if number > 1:
+            if self._own is None:
+                self._own = Encoded(self._wire)
+            runs += ((own, len(self._wire), self._own),)
+        return runs
 
     def _apply_steers(self) -> None:
         while self.steers:
@@ -424,7 +443,8 @@ class Turn:
             self._emit(CompactionSkipped(words, paused=self._compaction_paused))
             return
         self._base, self._based = [to_wire(HistoryEntry("user", summary))], 1
-        self._wire.clear()
+        self._wire = []
+        self._encoded = self._own = None
         self._chars = len(summary)
         notify(self._ref, HistoryCompacted(summary, archive))
         self._emit(Compacted(summary, archive))

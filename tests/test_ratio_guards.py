@@ -13,7 +13,9 @@ import pytest
 from cost_support import MESSAGE, Cost, Measure, Meter, assert_flat, measured
 
 from actors.history import LiveHistory, to_wire
-from palaver import Runtime
+from actors.models import encoded
+from actors.models.completion import request_body
+from palaver import ModelRequest, Runtime, ScriptedModel
 from persistence import committer
 
 FEW, MANY = 10, 300
@@ -131,6 +133,24 @@ def test_a_long_history_costs_a_turn_no_more_than_its_copy(
     worse = measured(next(files), turn, entries=LONG)
     with pytest.raises(AssertionError, match="lines grow"):
         assert_flat(few, worse, allowed_bytes=copies)
+
+
+def test_a_request_body_costs_no_more_than_the_copy_of_what_was_said_before(
+    files: Iterator[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, sizes = ScriptedModel.stream, [0]
+
+    def answer_a_body(self: ScriptedModel, request: ModelRequest) -> Any:
+        sizes[0] = len(request_body(request, {}))
+        return answer(self, request)
+
+    monkeypatch.setattr(ScriptedModel, "stream", answer_a_body)
+    few, many = (measured(next(files), turn, entries=entries) for entries in (FEW, LONG))
+    copies = sizes[0] + 3 * 8 * LONG  # the body; and the history, as the request has it and to compare that
+    assert_flat(few, many, allowed_bytes=copies)
+    monkeypatch.setattr(encoded, "_stand_in", lambda *_: False)  # plant: nothing that is kept is used
+    with pytest.raises(AssertionError, match="bytes grow"):
+        assert_flat(few, measured(next(files), turn, entries=LONG), allowed_bytes=copies)
 
 
 def test_a_turn_keeps_nothing_but_what_was_said(files: Iterator[Path]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from attrs import field, frozen
 
+from actors.models.encoded import EncodedRun
 from persistence.records import Usage
 
 Purpose = Literal["turn", "compact", "title"]
@@ -20,7 +21,8 @@ class ModelRequest:
     Args:
         model: the name from `AgentConfig.model`.
         messages: OpenAI chat wire form, the system prompt first. Read it, do not change it: its
-            dicts are shared with the conversation.
+            dicts are shared with the conversation. Who wants others sent makes a new list with new dicts,
+            `attrs.evolve(request, messages=[...])`.
         tools: OpenAI function schemas.
         tool_choice: "auto", "none", "required" or a tool's name.
         thinking: whether reasoning is wanted.
@@ -29,6 +31,8 @@ class ModelRequest:
         pause: for a model whose endpoint wants to be left alone: `pause(seconds)` waits so long, keeps all
             further calls of this model waiting too, and gives the call's place to others meanwhile. None
             where the request does not come from a runtime.
+        encoded: where in `messages` there are some whose JSON is kept from request to request, for a model
+            that sends JSON. What else stands there now is not taken for them.
     """
 
     model: str
@@ -42,6 +46,7 @@ class ModelRequest:
     conversation_id: int = 0
     turn_id: int = 0
     pause: Callable[[float], object] | None = field(default=None, eq=False, repr=False)
+    encoded: tuple[EncodedRun, ...] = field(default=(), eq=False, repr=False)
 
 
 @frozen

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from actors.models.base import Chunk, ModelRequest, ToolCallDelta
+from actors.models.encoded import message_pieces, to_json
 from actors.models.plain import message_text
 from actors.text import mend_text
 from persistence.records import Usage
@@ -46,7 +47,7 @@ class Failed(Exception):
 
 def request_body(request: ModelRequest, extra: Mapping[str, Any]) -> bytes:
     """The JSON that asks for a streamed answer; `extra` is added last and wins."""
-    body: dict[str, Any] = {"messages": request.messages}
+    body: dict[str, Any] = {}
     if request.model:
         body["model"] = request.model
     if request.tools:
@@ -57,7 +58,11 @@ def request_body(request: ModelRequest, extra: Mapping[str, Any]) -> bytes:
     if request.thinking:
         body["reasoning_effort"] = "medium"
     body |= {"stream": True, "stream_options": {"include_usage": True}, **extra}
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    if "messages" in extra:
+        return to_json({"messages": [], **body})
+    # What is kept of the messages is copied once, however many there are, and nobody runs meanwhile.
+    pieces = [part for piece in message_pieces(request) for part in (b",", piece)]
+    return b"".join((b'{"messages":[', *pieces[1:], b"],", to_json(body)[1:]))
 
 
 def may_retry(status: int) -> bool:

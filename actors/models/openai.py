@@ -17,6 +17,7 @@ from actors.limiter import Limiter
 from actors.models.base import Chunk, ModelRequest
 from actors.models.completion import Answer, Failed, request_body
 from actors.models.connection import Broken, Connection
+from actors.models.encoded import write_ahead
 from actors.models.endpoint import Endpoint
 from actors.models.retry import Rng, back_off
 from persistence.sources import Clock, Sources
@@ -42,6 +43,7 @@ class OpenAIModel:
         rng, clock, sleep: where jitter and time come from; the real ones by default.
 
     `stream` runs in the calling greenlet; any number of greenlets of one thread may call it.
+    Messages whose JSON is kept from earlier requests (`ModelRequest.encoded`) are not encoded again.
     Proxies and certificates come from the environment, as in requests; credentials and cookies do not,
     and no redirect is followed.
 
@@ -103,6 +105,8 @@ class OpenAIModel:
             ModelError: refused, cut, too slow, or not understood; the message says which.
         """
         deadline = self._clock.monotonic() + self._endpoint.total_timeout_s
+        for _ in write_ahead(request):
+            gevent.sleep(0)
         body = request_body(request, self._endpoint.extra)
         attempt = 0
         while True:
