@@ -47,10 +47,12 @@ class Looking(Later):
         """
         self._owner.check()
         infos: list[ConversationInfo] = []
-        for number, state in enumerate(list(self._conversations.values()), start=1):
-            infos.append(state.info(self._clock))
-            if number % LISTING_BURST == 0:
+        states = list(self._conversations.values())
+        for first in range(0, len(states), LISTING_BURST):
+            if first:
                 gevent.sleep(0)
+            now = self._clock.monotonic()
+            infos += [state.line(now) for state in states[first : first + LISTING_BURST]]
         return infos
 
     def conversation(self, cid: int) -> ConversationSnapshot | None:

@@ -579,6 +579,20 @@ def test_max_iterations_ends_a_turn_that_only_calls_tools(runtimes: Runtimes) ->
     assert rt.list_active()[0].state == "idle"
 
 
+def test_a_line_of_a_listing_is_a_frozen_record_like_any_other(runtimes: Runtimes) -> None:
+    rt = runtimes.open()
+    rt.get_or_create("crab", "alice")
+    (line,) = rt.list_active()
+    assert type(line) is palaver.ConversationInfo
+    again = attrs.evolve(line)
+    assert (again, hash(again), repr(again)) == (line, hash(line), repr(line))
+    assert attrs.asdict(line)["sender"] == "alice"
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        line.sender = "bob"  # type: ignore[misc]  # that is what is refused
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        del line.sender
+
+
 def test_usage_and_steps_are_summed_over_the_turn(runtimes: Runtimes) -> None:
     script = [
         Reply(tool_calls=[("look", {})], usage=Usage(10, 2, 12, 4, 1)),
