@@ -1,29 +1,34 @@
-"""`python tests`: all tests, in three pytest processes side by side, for two cores.
+"""`python tests`: all tests, in four pytest processes side by side, for two cores.
 
-The first runs the checks of the guarantees, which start many processes of their own and wait for them; the
-second the tests of simulation; the third everything else, and is shown as it goes. With arguments it is
-`python -m pytest` with these.
+Some wait while others compute, so there are more of them than cores, each with about as much to do. The last
+one is shown as it goes, the others at the end. With arguments it is `python -m pytest` with these.
+
+The files of the tests lie in memory where there is a RAM disk, and `TMPDIR` does not say otherwise: thousands
+of small databases would have two cores wait for one disk. What a disk may do to a file is what the
+checks of the guarantees play through, and no test leaves it to chance.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+RAM_DISK = Path("/dev/shm")
+ROOM_BYTES = 2 * 1024**3  # the tests leave some 500 MB
+GUARANTEES = "test_reliability.py"
+# Two checks that take as long as all others together.
+LONGEST = tuple(f"{GUARANTEES}::test_guarantee[{name}]" for name in ("seeds", "state-machine"))
 BESIDE = {
-    "the checks of the guarantees": (
-        "test_crash.py",
-        "test_planted.py",
-        "test_planted_gaps.py",
-        "test_power_loss.py",
-        "test_reliability.py",
-        "test_state_machine.py",
-    ),
-    "the tests of simulation": (
+    "the checks of the guarantees": (GUARANTEES,),
+    "the tests of simulation, and the checks that simulate": (
+        *LONGEST,
         "test_arrivals.py",
         "test_pytest_plugin.py",
         "test_queueing.py",
@@ -31,11 +36,23 @@ BESIDE = {
         "test_seeds.py",
         "test_simulate.py",
         "test_simulate_command.py",
+        "test_state_machine.py",
         "test_virtual_loop.py",
         "test_virtual_runtime.py",
         "test_workload.py",
         "test_workload_docs.py",
         "test_world.py",
+    ),
+    "the tests that start many processes": (
+        "test_chat.py",
+        "test_cli.py",
+        "test_copies_commands.py",
+        "test_crash.py",
+        "test_examples.py",
+        "test_host_process.py",
+        "test_planted.py",
+        "test_planted_gaps.py",
+        "test_power_loss.py",
     ),
 }
 
@@ -45,20 +62,45 @@ def pytest(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "pytest", *arguments]
 
 
+def commands() -> list[list[str]]:
+    """The command of each process; that of everything else is the last."""
+    common = ("-p", "no:cacheprovider", "--durations=10")  # several processes would write one cache
+    elsewhere = [f"--deselect=tests/{name}" for name in LONGEST]
+    made = []
+    for names in BESIDE.values():
+        here = [*(str(HERE / name) for name in names), *(elsewhere if GUARANTEES in names else ())]
+        made.append(pytest(*common, *here))
+    files = {name.partition("::")[0]: None for names in BESIDE.values() for name in names}
+    return [*made, pytest(*common, str(HERE), *(f"--ignore={HERE / name}" for name in files))]
+
+
+@contextmanager
+def quick_files() -> Iterator[dict[str, str]]:
+    """The environment of the tests, whose temporary files are in memory if there is room; gone at the end."""
+    environment = dict(os.environ)
+    room = os.access(RAM_DISK, os.W_OK) and shutil.disk_usage(RAM_DISK).free >= ROOM_BYTES
+    if "TMPDIR" in environment or not room:
+        yield environment
+        return
+    with tempfile.TemporaryDirectory(prefix="palaver-", dir=RAM_DISK, ignore_cleanup_errors=True) as folder:
+        os.chmod(folder, 0o755)  # some tests look from another user's side
+        yield {**environment, "TMPDIR": folder}
+
+
 def main() -> int:
     """Run all tests; the exit status is pytest's, of whichever process failed."""
     if sys.argv[1:]:
         return subprocess.call(pytest(*sys.argv[1:]))
-    common = ("-p", "no:cacheprovider", "--durations=10")  # several processes would write one cache
-    others = [f"--ignore={HERE / name}" for names in BESIDE.values() for name in names]
+    *beside, everything_else = commands()
     with ExitStack() as stack:
+        environment = stack.enter_context(quick_files())
         running = []
-        for names in BESIDE.values():
+        for command in beside:
             output = stack.enter_context(tempfile.TemporaryFile())
-            command = pytest(*common, *(str(HERE / name) for name in names))
-            running.append((subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT), output))
+            process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+            running.append((process, output))
         try:
-            status = subprocess.call(pytest(*common, str(HERE), *others))
+            status = subprocess.call(everything_else, env=environment)
             for process, _ in running:
                 status = process.wait() or status
         except BaseException:
