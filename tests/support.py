@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,17 @@ def opened_runtimes(tmp_path: Path) -> Iterator[Runtimes]:
         opened = Runtimes(tmp_path)
         yield opened
         opened.close()
+
+
+@pytest.fixture(name="shown_folder")
+def folder_for_all() -> Iterator[Path]:
+    """A folder that other users may look into.
+
+    Those of pytest are none: each pytest that starts shuts the one that all of them share.
+    """
+    with tempfile.TemporaryDirectory(prefix="palaver-") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
 
 
 class Asked:

@@ -15,6 +15,7 @@ import pytest
 import sqlite_utils
 from sqlite_utils import hookimpl
 from sqlite_utils.plugins import pm
+from support import folder_for_all  # noqa: F401 - a fixture
 
 from persistence import database as database_module
 from persistence.database import close_database, open_database
@@ -315,13 +316,10 @@ def test_a_damaged_schema_is_refused(path: Path) -> None:
         open_database(path)
 
 
-def test_a_read_only_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "agents.db"
+def test_a_read_only_file_is_refused(shown_folder: Path) -> None:
+    path = shown_folder / "agents.db"
     close_database(open_database(path))
     path.chmod(0o444)
-    for each in (tmp_path, *tmp_path.parents[:3]):  # pytest makes them for this user alone
-        if each.stat().st_mode & 0o777 == 0o700:
-            each.chmod(0o755)
     # The superuser may write anything, so somebody else has to try.
     leave = "import os\nif os.getuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
     said = run(OPEN.replace("try:", f"{leave}try:"), path)

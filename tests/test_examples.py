@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import gevent
+import gevent.pool
 import pytest
 
 import palaver
@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PATIENCE_S = 60
+AT_ONCE = 4  # each has its own time limit, and must not spend it waiting for a core
 MOST_LINES = 70
 
 ARGUMENTS = {"agent_host": ("agents.db",), "many_senders": ("200",)}
@@ -72,25 +73,53 @@ def blocks(document: Path, language: str) -> list[str]:
     return [textwrap.dedent(code) for _indent, of, code in found if of == language]
 
 
+class Programs(Mapping[str, Finished]):
+    """All examples, and all documents' programs: a few run side by side, and whoever asks for one waits for
+    that one."""
+
+    def __init__(self) -> None:
+        self._pool = gevent.pool.Pool(AT_ONCE)
+        self._waiting: dict[str, gevent.Greenlet] = {}
+
+    def begin(self, name: str, folder: Path, program: Path, *arguments: str) -> None:
+        """Run one as soon as there is room."""
+        self._waiting[name] = gevent.spawn(self._pool.apply, self._run, (folder, program, *arguments))
+
+    def end(self) -> None:
+        """Leave none running."""
+        self._pool.kill()
+        gevent.killall([*self._waiting.values()])
+
+    def _run(self, folder: Path, program: Path, *arguments: str) -> Finished:
+        return Finished(start(folder, program, *arguments), folder)
+
+    def __getitem__(self, name: str) -> Finished:
+        finished: Finished = self._waiting[name].get()
+        return finished
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._waiting)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Finished]]:
-    """All examples, and all documents' programs, run side by side."""
-    waiting: dict[str, gevent.Greenlet] = {}
-
-    def begin(name: str, folder: Path, program: Path, *arguments: str) -> None:
-        waiting[name] = gevent.spawn(Finished, start(folder, program, *arguments), folder)
-
+    """What came of the programs."""
+    programs = Programs()
     for example in EXAMPLES:
-        begin(example.stem, tmp_path_factory.mktemp(example.stem), example, *ARGUMENTS.get(example.stem, ()))
+        folder = tmp_path_factory.mktemp(example.stem)
+        programs.begin(example.stem, folder, example, *ARGUMENTS.get(example.stem, ()))
     for document in DOCUMENTS:
         folder = tmp_path_factory.mktemp(document.stem)
         program = folder / "program.py"
         program.write_text("\n".join(blocks(document, "python")), "utf-8")
-        begin(document.name, folder, program)
+        programs.begin(document.name, folder, program)
     try:
-        yield {name: greenlet.get() for name, greenlet in waiting.items()}
+        yield programs
     finally:
-        gevent.killall([*waiting.values()])
+        programs.end()
 
 
 # -- the examples ----------------------------------------------------------------------------------

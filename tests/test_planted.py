@@ -17,6 +17,7 @@ from planted.runner import Ran, WrongCode, garden
 from reliability.check import all_checks
 
 PATIENCE_S = 110.0
+ALL_S = 380.0  # a machine that is busy with other things takes several times as long
 ENOUGH = 30
 
 BROKEN = """
@@ -50,17 +51,18 @@ def test_a_check_that_no_planted_bug_makes_fail_is_not_a_check() -> None:
     assert {check.name for check in all_checks()} - proven == set()
 
 
+@pytest.mark.timeout(ALL_S + 20)
 def test_the_first_planted_bugs_are_caught() -> None:
     command = [sys.executable, "tests/planted", "--quick"]
     with subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
         try:
-            out, _ = process.communicate(timeout=PATIENCE_S)
+            out, _ = process.communicate(timeout=ALL_S)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)  # it takes its copies away
             out, _ = process.communicate()
-            pytest.fail(f"not done after {PATIENCE_S:.0f} s:\n{out}")
+            pytest.fail(f"not done after {ALL_S:.0f} s:\n{out}")
     assert process.returncode == 0, out
     assert f"{QUICK} of {QUICK} caught" in out
 

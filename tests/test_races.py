@@ -503,10 +503,10 @@ def test_a_flood_is_refused_stores_nothing_and_afterwards_everything_works(tmp_p
         cids = [topic(rt, sender, title)[0] for sender in ("alice", "bob") for title in ("a", "b", "c", "d")]
         for _ in range(2):
             go.clear()
-            calls = [partial(rt.submit, cids[n % 8], f"m{n}") for n in range(2_000)]
+            calls = [partial(rt.submit, cids[n % 8], f"m{n}") for n in range(500)]
             outcomes = race(calls, seed=11)
             tickets = [each for each in outcomes if isinstance(each, Ticket)]
-            assert kinds(outcomes) == {"Ticket": 40, "MailboxFull": 1_960}
+            assert kinds(outcomes) == {"Ticket": 40, "MailboxFull": 460}
             states = stored_states(rt)
             assert {ticket.turn_id for ticket in tickets} <= set(states)
             assert sum(state in ("queued", "running") for state in states.values()) == 40
