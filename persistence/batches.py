@@ -65,19 +65,19 @@ def text_of(work: object) -> int:
     """About how many characters a piece of work stores; of a function, only what is bound in a partial."""
     if isinstance(work, WriteSet):
         chars = 0
-        for turn in work.new_turns:
+        turns, updates, entries, _, steers, _, events, *_ = work
+        for turn in turns:
             chars += len(turn.content)
-        for new in work.entries:
-            entry = new.entry
+        for _, _, _, entry, _ in entries:
             chars += len(entry.content) + len(entry.reasoning)
             for call in entry.tool_calls:
                 chars += len(call.arguments)
-        for update in work.turn_updates:
-            if update.result is not None:
-                chars += len(update.result.text)
-        for steer in work.new_steers:
+        for _, _, _, result, _, _ in updates:
+            if result is not None:
+                chars += len(result.text)
+        for steer in steers:
             chars += len(steer.content)
-        for event in work.events:
+        for event in events:
             chars += len(event.body)
         return chars
     if isinstance(work, partial):

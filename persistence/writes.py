@@ -141,15 +141,18 @@ def apply(db: Database, sets: Sequence[WriteSet]) -> None:
         TimerGone: likewise, a timer has fired before or is not there.
         sqlite3.Error: likewise.
     """
-    # One pass, as each set is looked at for every turn of every conversation.
+    # One pass, as each set is looked at for every turn of every conversation; and by places, since the
+    # interpreter reads a field of a named tuple far slower than it takes a tuple apart.
     turns: list[TurnRow] = []
     updates: dict[int, TurnUpdate] = {}
-    sessions: dict[int, _Advance] = {}
-    entries: list[Row] = []
-    events: list[NewEvent] = []
+    sessions: dict[int, Row] = {}
+    entries: list[Any] = []
+    events: list[Any] = []
     rare: list[WriteSet] = []
     for each in sets:
-        new_turns, turn_updates, new_entries, session_updates, steers, applied, traced, *others = each
+        new_turns, turn_updates, new_entries, session_updates, steers, applied, traced, dead, again, fired = (
+            each
+        )
         for row in new_turns:
             if row.id in updates:
                 raise StorageError(f"turn {row.id} is not stored yet, so it cannot be updated")
@@ -158,18 +161,21 @@ def apply(db: Database, sets: Sequence[WriteSet]) -> None:
             before = updates.get(update.id)
             updates[update.id] = update if before is None else _later_turn(before, update)
         if new_entries or session_updates:
-            _move_on(sessions, each)
-            for e in new_entries:
-                entries.append((e.session_id, e.seq, e.turn_id, encode_entry(e.entry), e.created_at))
-        events += traced
-        if steers or applied or any(others):
+            _move_on(sessions, new_entries, session_updates)
+            for session_id, seq, turn_id, entry, created_at in new_entries:
+                entries += (session_id, seq, turn_id, encode_entry(entry), created_at)
+        for event in traced:
+            events += event
+        if steers or applied or dead or again or fired:
             rare.append(each)
-    made = [_turn_row(row, updates.pop(row.id, None)) for row in turns]
-    insert(db, "turns", _TURN_COLUMNS, made)
+    made: list[Any] = []
+    for row in turns:
+        made += _turn_row(row, updates.pop(row.id, None))
+    _insert(db, "turns", _TURN_COLUMNS, _TURN_WIDTH, made)
     _update_turns(db, updates)
-    _advance(db, sessions)
-    insert(db, "entries", _ENTRY_COLUMNS, entries)
-    insert(db, "events", _EVENT_COLUMNS, events)
+    _advance(db, [*sessions.values()])
+    _insert(db, "entries", _ENTRY_COLUMNS, _ENTRY_WIDTH, entries)
+    _insert(db, "events", _EVENT_COLUMNS, len(NewEvent._fields), events)
     if rare:
         _apply_rare(db, rare)
 
@@ -186,11 +192,17 @@ def _apply_rare(db: Database, sets: Sequence[WriteSet]) -> None:
 
 def insert(db: Database, table: str, columns: str, rows: Sequence[Row]) -> None:
     """Insert `rows`, each with one value for each of `columns`, by few statements."""
-    if not rows:
-        return
-    width = len(rows[0])
-    for part in _parts(rows, width):
-        db.execute(_insert_sql(table, columns, len(part), width), [*chain(*part)])
+    if rows:
+        _insert(db, table, columns, len(rows[0]), [*chain(*rows)])
+
+
+def _insert(db: Database, table: str, columns: str, width: int, values: Sequence[Any]) -> None:
+    """`insert` of rows that come as one list of all their values."""
+    at = 0
+    for count in _parts(len(values) // width, width):
+        end = at + count * width
+        db.execute(_insert_sql(table, columns, count, width), values[at:end])
+        at = end
 
 
 # -- rows -----------------------------------------------------------------------------------------
@@ -199,8 +211,10 @@ _TURN_COLUMNS = (
     "id, session_id, sender, content, state, attempts, key, guest, tool_choice, "
     "accepted_at, finished_at, result, error"
 )
+_TURN_WIDTH = 13
 _STEER_COLUMNS = ", ".join(NewSteer._fields)
 _ENTRY_COLUMNS = "session_id, seq, turn_id, body, created_at"
+_ENTRY_WIDTH = 5
 _EVENT_COLUMNS = ", ".join(NewEvent._fields)
 
 
@@ -271,68 +285,58 @@ def _update_turns(db: Database, updates: dict[int, TurnUpdate]) -> None:
 # -- sessions -------------------------------------------------------------------------------------
 
 
-class _Advance(NamedTuple):
-    """A session from `first_seq` to `next_seq`; `update` is None where only entries were given."""
-
-    first_seq: int
-    next_seq: int
-    update: SessionUpdate | None
+# What a session goes through is a row: its id, the `next_seq` that it has and the one that it will have, and
+# of its update the times, the revision and the title; None and "" where only entries were given.
 
 
-def _move_on(sessions: dict[int, _Advance], writes: WriteSet) -> None:
-    """Add what `writes` does to the sessions to what the sets before it do."""
-    for session_id, step in _advances(writes).items():
-        before = sessions.get(session_id)
-        sessions[session_id] = step if before is None else _later_session(session_id, before, step)
+def _move_on(sessions: dict[int, Row], entries: Sequence[NewEntry], updates: Sequence[SessionUpdate]) -> None:
+    """Add what a write set does to the sessions to what the sets before it do."""
+    for step in _steps(entries, updates):
+        before = sessions.get(step[0])
+        sessions[step[0]] = step if before is None else _later_session(before, step)
 
 
-def _advances(writes: WriteSet) -> dict[int, _Advance]:
-    """For each session that `writes` touches, the entries it had and will have."""
-    if len(writes.session_updates) == 1:  # as of every turn: what follows would find the same
-        update, first = writes.session_updates[0], writes.session_updates[0].next_seq - len(writes.entries)
-        for seq, entry in enumerate(writes.entries, first):
-            if entry.session_id != update.id or entry.seq != seq:
+def _steps(entries: Sequence[NewEntry], updates: Sequence[SessionUpdate]) -> Iterable[Row]:
+    """For each session that a write set touches, what it goes through."""
+    if len(updates) == 1:  # as of every turn: what follows would find the same
+        id_, updated_at, uptime_ms, revision, next_seq, title = updates[0]
+        first = seq = next_seq - len(entries)
+        for session_id, number, *_ in entries:
+            if session_id != id_ or number != seq:
                 break
+            seq += 1
         else:
-            return {update.id: _Advance(first, update.next_seq, update)}
+            return ((id_, first, next_seq, updated_at, uptime_ms, revision, title),)
     ends: dict[int, tuple[int, int]] = {}
-    for entry in writes.entries:
+    for entry in entries:
         first, following = ends.get(entry.session_id, (entry.seq, entry.seq))
         if entry.seq != following:
             raise StorageError(
                 f"entry {entry.seq} of session {entry.session_id} does not follow on entry {following - 1}"
             )
         ends[entry.session_id] = (first, following + 1)
-    steps = {id_: _Advance(first, following, None) for id_, (first, following) in ends.items()}
-    for update in writes.session_updates:
-        first, following = ends.get(update.id, (update.next_seq, update.next_seq))
-        if following != update.next_seq:
+    steps: dict[int, Row] = {id_: (id_, *end, None, None, None, "") for id_, end in ends.items()}
+    for u in updates:
+        first, following = ends.get(u.id, (u.next_seq, u.next_seq))
+        if following != u.next_seq:
             raise StorageError(
-                f"session {update.id} is said to go on at entry {update.next_seq}, "
+                f"session {u.id} is said to go on at entry {u.next_seq}, "
                 f"but its entries end before {following}"
             )
-        steps[update.id] = _Advance(first, following, update)
-    return steps
+        steps[u.id] = (u.id, first, following, u.updated_at, u.uptime_ms, u.revision, u.title)
+    return steps.values()
 
 
-def _later_session(session_id: int, before: _Advance, after: _Advance) -> _Advance:
-    if after.first_seq != before.next_seq:
-        raise _out_of_step(session_id, after.first_seq)
-    update = after.update or before.update
-    if after.update is not None and before.update is not None and not after.update.title:
-        update = after.update._replace(title=before.update.title)
-    return _Advance(before.first_seq, after.next_seq, update)
+def _later_session(before: Row, after: Row) -> Row:
+    id_, first, reached, *earlier, title = before
+    _, begin, following, *later, new_title = after
+    if begin != reached:
+        raise _out_of_step(id_, begin)
+    told = earlier if later[0] is None else later
+    return (id_, first, following, *told, new_title or title)
 
 
-def _advance(db: Database, steps: dict[int, _Advance]) -> None:
-    if not steps:
-        return
-    rows: list[Row] = []
-    for session_id, (first, following, u) in steps.items():
-        if u is None:
-            rows.append((session_id, first, following, None, None, None, ""))
-        else:
-            rows.append((session_id, first, following, u.updated_at, u.uptime_ms, u.revision, u.title))
+def _advance(db: Database, rows: Sequence[Row]) -> None:
     setting = """next_seq = v.column3, updated_at = coalesce(v.column4, updated_at),
         uptime_ms = coalesce(v.column5, uptime_ms), revision = coalesce(v.column6, revision),
         title = CASE WHEN v.column7 = '' THEN title ELSE v.column7 END"""
@@ -386,9 +390,11 @@ def _update_timers(db: Database, updates: Sequence[TimerUpdate]) -> None:
     ended = [(u.id, u.due_at) for u in updates if u.next_due is None]
     moved = [(u.id, u.due_at, u.next_due) for u in updates if u.next_due is not None]
     found = _update(db, "timers", "due_at = v.column3", _TIMER_IS_DUE, moved)
-    for part in _parts(ended, 2):
-        sql = f"DELETE FROM timers WHERE (id, due_at) IN ({_values(len(part), 2)})"
-        found += db.execute(sql, [*chain(*part)]).rowcount
+    at = 0
+    for count in _parts(len(ended), 2):
+        sql = f"DELETE FROM timers WHERE (id, due_at) IN ({_values(count, 2)})"
+        found += db.execute(sql, [*chain(*ended[at : at + count])]).rowcount
+        at += count
     if found != len(updates):
         raise TimerGone(f"timer {_listed([*ended, *moved])} has fired, or was cancelled, meanwhile")
 
@@ -403,26 +409,27 @@ def _update(db: Database, table: str, setting: str, where: str, rows: Sequence[R
     """Update each row that `where` finds for a row `v` of `rows`; the number that it found."""
     if not rows:
         return 0
-    found, width = 0, len(rows[0])
-    for part in _parts(rows, width):
-        sql = _update_sql(table, setting, where, len(part), width)
-        found += db.execute(sql, [*chain(*part)]).rowcount
+    found, width, at = 0, len(rows[0]), 0
+    for count in _parts(len(rows), width):
+        sql = _update_sql(table, setting, where, count, width)
+        found += db.execute(sql, [*chain(*rows[at : at + count])]).rowcount
+        at += count
     return found
 
 
-def _parts(rows: Sequence[Row], width: int) -> Iterable[Sequence[Row]]:
-    """`rows` in order, in parts of few sizes: a statement of a size that came before is compiled already."""
-    count = len(rows)
+def _parts(count: int, width: int) -> Sequence[int]:
+    """The sizes of the parts in which `count` rows are written, in order. There are few sizes: a statement of
+    one that came before is compiled already."""
     if count < _FEW:
-        return (rows,) if rows else ()
+        return (count,) if count else ()
     most = 1 << (_MOST_PARAMETERS // width).bit_length() - 1
-    parts, at = [], 0
-    while (left := count - at) >= _FEW:
-        size = min(1 << left.bit_length() - 1, most)
-        parts.append(rows[at : at + size])
-        at += size
-    if left:
-        parts.append(rows[at:])
+    parts = []
+    while count >= _FEW:
+        size = min(1 << count.bit_length() - 1, most)
+        parts.append(size)
+        count -= size
+    if count:
+        parts.append(count)
     return parts
 
 
