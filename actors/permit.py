@@ -68,6 +68,7 @@ class Permit:
     def end(self) -> None:
         """The call is over: give its place back, if it has one."""
         self._over = True
+        self._greenlet = None  # it serves others from now on
         self._leave()
 
     def pause(self, seconds: float) -> None:

@@ -23,7 +23,7 @@ class TimeLimit:
         seconds: how long each may take.
     """
 
-    __slots__ = ("_now", "_number", "_running", "_timer", "name", "seconds")
+    __slots__ = ("_now", "_number", "_running", "_timer", "_whole", "name", "seconds")
 
     def __init__(self, name: str, seconds: float, clock: Clock) -> None:
         self.name = name
@@ -31,7 +31,8 @@ class TimeLimit:
         self._now = clock.monotonic
         self._number = 0
         self._running: dict[int, tuple[float, Callable[[], object]]] = {}
-        self._timer: Any = None
+        self._timer: Any = None  # the one that is started
+        self._whole: Any = None  # one of `seconds`, used again and again: most that begin alone end soon
 
     def __str__(self) -> str:
         return f"{self.seconds:,g} s (Limits.{self.name})"
@@ -48,7 +49,7 @@ class TimeLimit:
         self._number = number = self._number + 1
         self._running[number] = (self._now() + self.seconds, on_due)
         if self._timer is None:
-            self._start_timer(self.seconds)
+            self._start_whole()
         return number
 
     def end(self, number: int) -> None:
@@ -57,13 +58,21 @@ class TimeLimit:
         if not self._running and self._timer is not None:
             self._stop_timer()
 
+    def _start_whole(self) -> None:
+        loop = gevent.get_hub().loop
+        if self._whole is None or self._whole.loop is not loop:
+            self._whole = loop.timer(self.seconds, self.seconds)
+        self._timer = self._whole
+        self._timer.again(self._look)
+
     def _start_timer(self, after_s: float) -> None:
         self._timer = gevent.get_hub().loop.timer(after_s)
         self._timer.start(self._look)
 
     def _stop_timer(self) -> None:
         self._timer.stop()
-        self._timer.close()
+        if self._timer is not self._whole:
+            self._timer.close()
         self._timer = None
 
     def _look(self) -> None:
