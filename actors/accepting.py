@@ -115,13 +115,8 @@ class Accepting(Ending):
             self._interrupt(ticket)
             self._advance()
             return
-        ref = self.actor_ref
         self._writes += 1
-        self._journal.accept(
-            ticket,
-            state,
-            lambda existing, error: notify(ref, TurnJournalled(ticket, error, existing)),
-        )
+        self._journal.accept(ticket, state, self.actor_ref)
 
     def _turn_journalled(self, message: TurnJournalled) -> None:
         self._writes -= 1

@@ -287,7 +287,6 @@ class ConversationActor(Timing):
         leftovers = tuple(turn.steers)
         turn.steers.clear()
         tickets = tuple(steer.ticket for steer in leftovers)
-        ref = self.actor_ref
         if self._journal is None:
             self._turn_stored(TurnStored(ended, tickets))
             return
@@ -297,11 +296,10 @@ class ConversationActor(Timing):
             return
         self._journal.finish(
             turn.ticket,
-            ended.result,
-            entries=ended.entries,
+            TurnStored(ended, tickets),
+            self.actor_ref,
             steers=turn.applied,
             leftovers=leftovers,
-            then=lambda error: notify(ref, TurnStored(ended, tickets, error)),
         )
 
     def _turn_stored(self, message: TurnStored) -> None:
@@ -309,6 +307,8 @@ class ConversationActor(Timing):
         if self._journal is not None:
             self._writes -= 1
         ticket = ended.turn.ticket
+        if message.accepted:
+            self._accepted_at_its_end(ticket)
         self._services.directory.release(ticket.turn_id, self._state.sender)
         if error is None:
             self._state.history.extend(ended.entries)
@@ -331,6 +331,13 @@ class ConversationActor(Timing):
         self._activity = None
         self._propose_title()
         self._advance()
+
+    def _accepted_at_its_end(self, ticket: Ticket) -> None:
+        """The row of a message was committed together with the end of its turn."""
+        self._writes -= 1
+        ticket.accept()
+        if self._early_steers:
+            self._take_early_steers(ticket)
 
     def _place_leftovers(self, tickets: tuple[Ticket, ...]) -> None:
         for ticket in tickets:

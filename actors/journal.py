@@ -6,15 +6,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import pykka
 from attrs import evolve
 from gevent import GreenletExit
 
+from actors.answers import Acceptance, TurnEnd
 from actors.greenlet import GreenletFuture
+from actors.messages import TurnStored
 from actors.services import Services
 from actors.state import ConversationState
 from actors.storage import settle
 from actors.ticket import SteerRequest, Ticket
 from persistence import sessions, timers, turns
+from persistence.batches import Item
 from persistence.records import (
     STATE_OF_STOP,
     HistoryEntry,
@@ -50,6 +54,7 @@ class Journal:
     __slots__ = (
         "_clock",
         "_fence",
+        "_growing",
         "_keys_kept_s",
         "_owed",
         "_state",
@@ -66,6 +71,7 @@ class Journal:
         self._state = state
         self._owed: tuple[WriteSet, ...] = ()
         self._fence: Exception | None = None
+        self._growing: Item | None = None  # what was written last, if that may still grow
         self.session_id = session.id
         self.next_seq = session.next_seq
         self.revision = session.revision
@@ -77,27 +83,20 @@ class Journal:
 
     # -- accepting ---------------------------------------------------------------------------------
 
-    def accept(
-        self,
-        ticket: Ticket,
-        state: TurnState,
-        then: Callable[[TurnRow | None, BaseException | None], None],
-    ) -> None:
-        """Store an accepted message. `then` gets (None, None), or the row accepted under the same key
-        by this agent and sender, or the error."""
+    def accept(self, ticket: Ticket, state: TurnState, ref: pykka.ActorRef[Any]) -> None:
+        """Store an accepted message. `ref` hears `TurnJournalled`: that it is stored, or was accepted under
+        the same key of this agent and sender, or the error. Or only `TurnStored`: see `finish`."""
         row = self._row(ticket, state)
-
-        def stored(existing: TurnRow | None, error: BaseException | None) -> None:
-            ticket.refused = error is not None or existing is not None
-            then(existing, error)
-
+        stored = Acceptance(ref, ticket)
         fired = () if ticket.timer is None else (ticket.timer,)
         if ticket.key is None:
             writes = WriteSet((row,))
             if fired or ticket.retries is not None:
                 retried = () if ticket.retries is None else (Retried(ticket.retries, ticket.turn_id),)
                 writes = WriteSet((row,), retried=retried, timer_updates=fired)
-            self._store_with_owed(writes, stored)
+            item = self._store_with_owed(writes, stored)
+            if ticket.eager and len(writes.timer_updates) == len(writes.retried) == 0:
+                self._growing = item
             return
         if self._fence is not None:
             stored(None, self._fence)
@@ -217,20 +216,22 @@ class Journal:
     def finish(
         self,
         ticket: Ticket,
-        result: TurnResult,
+        notice: TurnStored,
+        ref: pykka.ActorRef[Any],
         *,
-        entries: Sequence[HistoryEntry],
         steers: Sequence[int],
         leftovers: Sequence[SteerRequest],
-        then: Then,
     ) -> None:
         """Store the end of a turn in one transaction: its last entries, its terminal row, the session.
 
+        The row of its message, where that has not gone to the disk yet, is stored by the same write.
+
         Args:
-            steers: ids of steers whose entries are among `entries`.
+            notice: what `ref` hears when that is done, or with the error in it.
+            steers: ids of steers whose entries are among the turn's last.
             leftovers: steers that become queued turns.
         """
-        now = self._clock.wall()
+        now, entries, result = self._clock.wall(), notice.ended.entries, notice.ended.result
         writes = WriteSet(
             (),
             (self._ended(ticket, result),),
@@ -244,28 +245,36 @@ class Journal:
                 new_turns=tuple([self._row(steer.ticket, "queued") for steer in leftovers]),
                 steer_updates=(*applied, *placed),
             )
+        elif self._grow(ticket, writes, notice, ref):
+            return
+        self._store_with_owed(writes, TurnEnd(self, ref, notice, writes))
 
-        def committed(_value: None, error: BaseException | None) -> None:
-            if error is None:
-                self._advance(len(entries))
-            elif not ticket.refused:
-                self._owe(self._without_history(writes, ticket, leftovers, error))
-            then(error)
+    def _grow(self, ticket: Ticket, writes: WriteSet, notice: TurnStored, ref: pykka.ActorRef[Any]) -> bool:
+        """Store a turn's end by the write that its message waits for; False if that is another's, or gone."""
+        item, self._growing = self._growing, None
+        if item is None or item.taken or self._fence is not None or not isinstance(item.work, WriteSet):
+            return False
+        rows = item.work.new_turns
+        if rows[0].id != ticket.turn_id:
+            return False
+        accepted = Acceptance(ref, ticket)
+        notice = TurnStored(notice.ended, notice.leftovers, accepted=True)
+        both = WriteSet(rows, writes.turn_updates, writes.entries, writes.session_updates)
+        return self._store.grow(item, both, TurnEnd(self, ref, notice, both, accepted))
 
-        self._store_with_owed(writes, committed)
+    def stored(self, writes: WriteSet) -> None:
+        """The end of a turn is committed."""
+        self._advance(len(writes.entries))
 
-    def _without_history(
-        self,
-        writes: WriteSet,
-        ticket: Ticket,
-        leftovers: Sequence[SteerRequest],
-        error: BaseException,
-    ) -> WriteSet:
-        """What to store of a turn's end that could not be stored: that it failed, as its caller was told."""
-        return WriteSet(
-            new_turns=tuple(self._failed_row(steer.ticket, error) for steer in leftovers),
-            turn_updates=(self._ended(ticket, self._failure(ticket, error)),),
-            steer_updates=writes.steer_updates,
+    def owe_end(self, writes: WriteSet, notice: TurnStored, error: BaseException) -> None:
+        """The end of a turn could not be stored: that it failed, as its caller is told, is to be stored."""
+        ticket = notice.ended.turn.ticket
+        self._owe(
+            WriteSet(
+                new_turns=tuple(self._failed_row(left, error) for left in notice.leftovers),
+                turn_updates=(self._ended(ticket, self._failure(ticket, error)),),
+                steer_updates=writes.steer_updates,
+            )
         )
 
     # -- the session itself ------------------------------------------------------------------------
@@ -310,16 +319,23 @@ class Journal:
     def _owe(self, writes: WriteSet) -> None:
         self._owed = (*self._owed, writes)
 
-    def _store_with_owed(self, writes: WriteSet, then: Callable[[Any, BaseException | None], None]) -> None:
-        """Store `writes` and what is owed, together or not at all: what came later is never stored alone."""
+    def _store_with_owed(
+        self, writes: WriteSet, then: Callable[[Any, BaseException | None], None]
+    ) -> Item | None:
+        """Store `writes` and what is owed, together or not at all: what came later is never stored alone.
+
+        Returns:
+            The write on its way, if it is that of `writes` alone.
+        """
+        self._growing = None
         if self._fence is not None:
             then(None, self._fence)
-            return
+            return None
         if not self._owed:
-            self._store.write(writes, then)
-            return
+            return self._store.write(writes, then)
         owed, self._owed = self._owed, ()
         self._store.write(merged((*owed, writes)), self._owing(owed, then))
+        return None
 
     def _owing(
         self, owed: tuple[WriteSet, ...], then: Callable[[Any, BaseException | None], None]

@@ -606,6 +606,7 @@ class TurnStored:
     ended: TurnEnded
     leftovers: tuple[Ticket, ...]
     error: BaseException | None = None
+    accepted: bool = False  # and the row of its message with it, of which no TurnJournalled tells
 
 
 @frozen

@@ -14,6 +14,7 @@ from sqlite_utils import Database
 
 from actors.greenlet import GreenletFuture
 from actors.logs import log
+from persistence.batches import Item
 from persistence.errors import DatabaseFailed, StorageError
 from persistence.worker import DatabaseWorker, Then, WorkerStats
 from persistence.writes import WriteSet
@@ -32,7 +33,8 @@ class Worker(Protocol):
 
     def start(self) -> None: ...
     def submit(self, job: Callable[[Database], T], then: Then[T] | None = None) -> None: ...
-    def write(self, writes: WriteSet, then: Then[None] | None = None) -> None: ...
+    def write(self, writes: WriteSet, then: Then[None] | None = None) -> Item: ...
+    def grow(self, item: Item, writes: WriteSet) -> bool: ...
     def backup(
         self, to: Path, then: Then[None] | None = None, progress: Progress | None = None
     ) -> Callable[[], None]: ...
@@ -82,13 +84,28 @@ class Store:
         except StorageError as error:
             answer(None, error)
 
-    def write(self, writes: WriteSet, then: Then[None] | None = None) -> None:
-        """`submit` for rows, which are stored together with those of other conversations."""
+    def write(self, writes: WriteSet, then: Then[None] | None = None) -> Item | None:
+        """`submit` for rows, which are stored together with those of other conversations.
+
+        Returns:
+            The write on its way, for `grow`; None if it was refused.
+        """
         answer = self._expect(then)
         try:
-            self._worker.write(writes, answer)
+            return self._worker.write(writes, answer)
         except StorageError as error:
             answer(None, error)
+            return None
+
+    def grow(self, item: Item, writes: WriteSet, then: Then[None]) -> bool:
+        """Let a write that has not gone to the disk yet store `writes`, which hold what it stored so far, and
+        tell `then` instead; whether that could be done."""
+        if not self._worker.grow(item, writes):
+            return False
+        answer = item.then
+        assert isinstance(answer, _Answer)
+        answer.then = then
+        return True
 
     def begin(self, job: Callable[[Database], T]) -> GreenletFuture[T]:
         """A future of the job's result."""
@@ -148,18 +165,32 @@ class Store:
         if self._waiting == 0 and self._keep_alive is not None:
             self._keep_alive.start(_nothing)
         self._waiting += 1
-        return partial(self._answered, then or _unheard)
+        return _Answer(self, then or _unheard)
 
-    def _answered(self, then: Then[T], value: T | None, error: BaseException | None) -> None:
+    def answered(self) -> None:
+        """One answer less is under way."""
         self._waiting -= 1
         if self._waiting == 0 and self._keep_alive is not None:
             self._keep_alive.stop()
-        then(value, error)
 
     def _failed(self, error: DatabaseFailed) -> None:
         log(logger, logging.CRITICAL, "the database has failed", reason=str(error))
         if self._on_failure is not None:
             gevent.spawn(self._on_failure, error)
+
+
+class _Answer:
+    """What a worker calls: tells the store that an answer has come, and hands it on."""
+
+    __slots__ = ("store", "then")
+
+    def __init__(self, store: Store, then: Then[Any]) -> None:
+        self.store = store
+        self.then = then
+
+    def __call__(self, value: Any, error: BaseException | None) -> None:
+        self.store.answered()
+        self.then(value, error)
 
 
 def _outcome(function: Callable[[], T]) -> tuple[T | None, BaseException | None]:

@@ -52,6 +52,7 @@ class Ticket:
         "_counted",
         "_counts",
         "_result",
+        "_stands_in",
         "_state",
         "accepted_at",
         "attempts",
@@ -113,10 +114,11 @@ class Ticket:
         self.from_steer = False
         self.timer: TimerUpdate | None = None  # it fires with this message, and is stored with its row
         self.owner: pykka.ActorRef[Any] | None = None
-        self.streams: list[EventStream[Event]] = []
-        self.followers: list[Ticket] = []
-        # None says this ticket itself: a reference to it would be a cycle, for the collector to find.
-        self._accepted: GreenletFuture[Ticket | None] = GreenletFuture()
+        # Tuples, as most turns have none: a list would be one object more for the collector to look at.
+        self.streams: tuple[EventStream[Event], ...] = ()
+        self.followers: tuple[Ticket, ...] = ()
+        self._stands_in: Ticket | None = None  # whose message was accepted before, under the same key
+        self._accepted: GreenletFuture[None] | None = None  # for who waits for it
         self._result: GreenletFuture[TurnResult] = GreenletFuture()
 
     @property
@@ -178,13 +180,18 @@ class Ticket:
         Raises:
             As `result`.
         """
-        try:
-            accepted: Ticket | None = self._accepted.get(timeout=timeout)
-        except pykka.Timeout as error:
-            raise ResultTimeout(
-                f"the message was not accepted within {timeout} s; it may be later"
-            ) from error
-        return self if accepted is None else accepted
+        if not self.durable:
+            if self.done:
+                self._result.get(timeout=0)  # raises why it was not accepted
+            if self._accepted is None:
+                self._accepted = GreenletFuture()
+            try:
+                self._accepted.get(timeout=timeout)
+            except pykka.Timeout as error:
+                raise ResultTimeout(
+                    f"the message was not accepted within {timeout} s; it may be later"
+                ) from error
+        return self if self._stands_in is None else self._stands_in
 
     def cancel(self) -> bool:
         """Cancel the turn, queued or running, and wait until that is stored.
@@ -220,7 +227,7 @@ class Ticket:
         if self.done:
             self._end_stream(stream)
         else:
-            self.streams.append(stream)
+            self.streams = (*self.streams, stream)
         return stream
 
     def accept(self, by: Ticket | None = None) -> None:
@@ -228,7 +235,9 @@ class Ticket:
         if self._counted and self._counts is not None and not self.durable:
             self._counts.accepted += 1
         self.durable = True
-        self._accepted.set(by)
+        self._stands_in = by
+        if self._accepted is not None:
+            self._accepted.set()
 
     def count_in(self, counts: Counts) -> None:
         """Count it among the turns that have not ended; the directory holds it."""
@@ -253,14 +262,14 @@ class Ticket:
 
     def leave(self, turn: Ticket, turn_id: int) -> None:
         """This steer is not part of `turn` after all: its step was not stored."""
-        turn.followers.remove(self)
+        turn.followers = tuple(follower for follower in turn.followers if follower is not self)
         self.turn_id, self.state = turn_id, "queued"
 
     def follow(self, turn: Ticket) -> None:
         """This steer was put into `turn`: it ends as that turn ends."""
         self.turn_id = turn.turn_id
         self.state = "running"
-        turn.followers.append(self)
+        turn.followers = (*turn.followers, self)
         if self._counts is not None:
             self._counts.steered += 1
             self._counts = None  # no turn of its own ends
@@ -272,10 +281,11 @@ class Ticket:
         self.state = STATE_OF_STOP[result.stop_reason]
         self._count_end()
         self._result.set(result)
-        self._end_all(None)
-        for follower in self.followers:
+        if self.streams:
+            self._end_all(None)
+        followers, self.followers = self.followers, ()
+        for follower in followers:
             follower.finish(result)
-        self.followers.clear()
 
     def fail(self, error: BaseException) -> None:
         """The message was not accepted, or its end not stored: everybody who waits gets `error`."""
@@ -283,28 +293,29 @@ class Ticket:
             return
         self.state = "failed"
         if not self.durable:
-            self._accepted.fail(error)
+            if self._accepted is not None:
+                self._accepted.fail(error)
         elif not isinstance(
             error, RuntimeClosed | ConversationParked
         ):  # of which the journal says that it goes on
             self._count_end()
         self._result.fail(error)
         self._end_all(error)
-        for follower in self.followers:
+        followers, self.followers = self.followers, ()
+        for follower in followers:
             follower.fail(error)
-        self.followers.clear()
 
     def _count_end(self) -> None:
         if self._counts is not None:
             self._counts.ended[self._state] += 1
 
     def _end_all(self, error: BaseException | None) -> None:
-        for stream in self.streams:
+        streams, self.streams = self.streams, ()
+        for stream in streams:
             if error is None:
                 self._end_stream(stream)
             else:
                 stream.end(error)
-        self.streams.clear()
 
     def _end_stream(self, stream: EventStream[Event]) -> None:
         try:
@@ -315,8 +326,7 @@ class Ticket:
             stream.end()
 
     def _drop_stream(self, stream: EventStream[Event]) -> None:
-        if stream in self.streams:
-            self.streams.remove(stream)
+        self.streams = tuple(other for other in self.streams if other is not stream)
 
 
 @frozen

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,8 +120,8 @@ class Turn:
         waited: bool = False,
     ) -> None:
         self.ticket = ticket
-        self.steers: deque[SteerRequest] = deque()
-        self.applied: list[int] = []
+        self.steers: list[SteerRequest] = []
+        self.applied: tuple[int, ...] = ()
         self.ended = False
         self.started_at = services.clock.monotonic()
         self._services = services
@@ -130,10 +129,10 @@ class Turn:
         self._state = state
         self._journal = journal
         self._waited = waited
-        self._base: list[Message] = []  # what was said before; of the live list, as many as it had then
+        self._base: Sequence[Message] = ()  # what was said before; of the live list, as many as it had then
         self._based = 0
         self._encoded: Encoded | None = None  # the base, if it is the live list
-        self._injected: list[Message] = []
+        self._injected: Sequence[Message] = ()
         self._pending: list[HistoryEntry] = []
         self._wire: list[Message] = []  # the turn's own messages since the base was taken
         self._own: Encoded | None = None  # the same, once they are to be sent again
@@ -340,7 +339,7 @@ class Turn:
         return answer
 
     @property
-    def _before(self) -> list[Message]:
+    def _before(self) -> Sequence[Message]:
         """What was said before the turn; after a step the live list holds what the turn says, too."""
         return self._base if len(self._base) == self._based else self._base[: self._based]
 
@@ -357,9 +356,9 @@ class Turn:
 
     def _apply_steers(self) -> None:
         while self.steers:
-            steer = self.steers.popleft()
+            steer = self.steers.pop(0)
             self._add(HistoryEntry("user", steer.ticket.content, sender=self.ticket.sender))
-            self.applied.append(steer.id)
+            self.applied += (steer.id,)
             self._services.directory.release(steer.ticket.turn_id, self._state.sender)
             steer.ticket.follow(self.ticket)
             self._emit(UserSteered(steer.ticket.content))
@@ -403,7 +402,7 @@ class Turn:
                 self._pending = [entry for entry in self._pending if entry.role == "user"]
                 raise
         self._pending.clear()
-        self.applied.clear()
+        self.applied = ()
         notify(self._ref, StepStored(self, entries))
         self._check_stopped()
 
@@ -496,7 +495,7 @@ def _printable(failure: BaseException) -> BaseException | None:
 
 def emit(services: Services, state: ConversationState, ticket: Ticket, event: Event) -> None:
     """Show an event of a turn to the ticket's streams, the readers of all events, and the hooks."""
-    for stream in tuple(ticket.streams):
+    for stream in ticket.streams:
         stream.push(None, event)
     if services.directory.streams:
         services.directory.publish(state, event)

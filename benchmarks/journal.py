@@ -6,18 +6,22 @@ from gevent import monkey
 
 monkey.patch_all()
 
-from collections.abc import Callable, Iterator, Sequence  # noqa: E402  # gevent patches first
+from collections.abc import Iterator, Sequence  # noqa: E402  # gevent patches first
 from contextlib import contextmanager  # noqa: E402
 from functools import partial  # noqa: E402
 from typing import Any  # noqa: E402
 
+import pykka  # noqa: E402
+
 from actors import conversation  # noqa: E402
+from actors.answers import Acceptance, TurnEnd  # noqa: E402
 from actors.journal import Journal  # noqa: E402
+from actors.messages import TurnStored  # noqa: E402
 from actors.ticket import Ticket  # noqa: E402
 from benchmarks.report import Goal, Part, Row, Tell, in_turns, ratio  # noqa: E402
 from benchmarks.showing import setting  # noqa: E402
 from benchmarks.turns import HUNDRED, ONE, THOUSAND, Load, ours  # noqa: E402
-from persistence.records import HistoryEntry, TurnResult, TurnState  # noqa: E402
+from persistence.records import TurnState  # noqa: E402
 from persistence.writes import WriteSet  # noqa: E402
 
 ABOUT = """Durable turns with the journal and without it. Without it, an accepted message is not stored
@@ -32,35 +36,22 @@ class NoJournal(Journal):
 
     __slots__ = ()
 
-    def accept(self, ticket: Ticket, state: TurnState, then: Callable[[Any, Any], None]) -> None:
-        del ticket, state
-        then(None, None)
+    def accept(self, ticket: Ticket, state: TurnState, ref: pykka.ActorRef[Any]) -> None:
+        del state
+        Acceptance(ref, ticket)(None, None)
 
     def begin(self, ticket: Ticket) -> None:
         ticket.attempts += 1
 
     def finish(
-        self,
-        ticket: Ticket,
-        result: TurnResult,
-        *,
-        entries: Sequence[HistoryEntry],
-        then: Callable[[BaseException | None], None],
-        **_steers: Any,
+        self, ticket: Ticket, notice: TurnStored, ref: pykka.ActorRef[Any], **_steers: Sequence[Any]
     ) -> None:
-        del result
-        now = self._clock.wall()
+        now, entries = self._clock.wall(), notice.ended.entries
         writes = WriteSet(
             entries=self._entries(ticket.turn_id, entries, now),
             session_updates=(self._session_update(len(entries), now),),
         )
-
-        def committed(_value: None, error: BaseException | None) -> None:
-            if error is None:
-                self._advance(len(entries))
-            then(error)
-
-        self._store.write(writes, committed)
+        self._store.write(writes, TurnEnd(self, ref, notice, writes))
 
 
 @contextmanager

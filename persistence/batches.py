@@ -32,6 +32,7 @@ class Item:
     work: Job[Any] | WriteSet
     then: Then[Any] | None = None
     direct: bool = False
+    taken: bool = False  # on its way to the disk: it does not change any more
     value: Any = None
     error: BaseException | None = None
 

@@ -313,6 +313,7 @@ def deliver(batch: Sequence[Item]) -> None:
             stop = error
         except BaseException:  # gevent's Timeout and GreenletExit are no Exceptions
             log.exception("what waited for a database job raised; the job itself is done")
+        item.then, item.work = None, nothing  # what they hold ends now, and not with the batch
     if stop is not None:
         raise stop
 

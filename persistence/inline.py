@@ -69,9 +69,17 @@ class InlineWorker:
         """As `DatabaseWorker.submit`."""
         self._put(Item(job, then))
 
-    def write(self, writes: WriteSet, then: Then[None] | None = None) -> None:
+    def write(self, writes: WriteSet, then: Then[None] | None = None) -> Item:
         """As `DatabaseWorker.write`."""
-        self._put(Item(writes, then))
+        item = Item(writes, then)
+        self._put(item)
+        return item
+
+    def grow(self, item: Item, writes: WriteSet) -> bool:
+        """As `DatabaseWorker.grow`."""
+        if not item.taken:
+            item.work = writes
+        return not item.taken
 
     def backup(
         self, to: Path, then: Then[None] | None = None, progress: Progress | None = None
@@ -166,6 +174,8 @@ class InlineWorker:
         batch = [*self._queue]
         if batch:
             self._queue.clear()
+            for item in batch:
+                item.taken = True
             self._committer.run(batch)
         if not self._backups:
             self._undelivered += batch

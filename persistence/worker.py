@@ -129,9 +129,19 @@ class DatabaseWorker:
         """
         self._put(Item(job, then))
 
-    def write(self, writes: WriteSet, then: Then[None] | None = None) -> None:
+    def write(self, writes: WriteSet, then: Then[None] | None = None) -> Item:
         """`submit` for a set of writes, which is stored together with its neighbours in the queue."""
-        self._put(Item(writes, then), gather=True)
+        item = Item(writes, then)
+        self._put(item, gather=True)
+        return item
+
+    def grow(self, item: Item, writes: WriteSet) -> bool:
+        """Let a write store `writes` instead; False if the thread has taken it already. It keeps its place:
+        `writes` hold what it stored so far, and nothing that has to come behind what came since."""
+        with self._mutex:
+            if not item.taken:
+                item.work = writes
+            return not item.taken
 
     def backup(
         self, to: Path, then: Then[None] | None = None, progress: Progress | None = None
@@ -264,8 +274,9 @@ class DatabaseWorker:
             log.exception("the thread of %r failed", os.fsdecode(self._path))
             self._committer.give_up(error)
             with self._mutex:
-                left = [*self._queue]
-                self._queue.clear()
+                left = []
+                while self._queue:
+                    left += self._waiting()
             self._run(left)
         finally:
             self._ended.release()
@@ -287,7 +298,10 @@ class DatabaseWorker:
 
     def _waiting(self) -> list[Item]:
         count = min(len(self._queue), LARGEST_BATCH)
-        return [self._queue.popleft() for _ in range(count)]
+        batch = [self._queue.popleft() for _ in range(count)]
+        for item in batch:
+            item.taken = True
+        return batch
 
     def _run(self, batch: list[Item]) -> None:
         self._committer.run(batch)

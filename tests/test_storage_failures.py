@@ -144,6 +144,11 @@ def accepts(work: Any) -> bool:
     return isinstance(work, WriteSet) and bool(work.new_turns) and not work.turn_updates
 
 
+def takes_message(work: Any) -> bool:
+    """Accepts one, and may store the end of its turn too, if that was as quick."""
+    return isinstance(work, WriteSet) and bool(work.new_turns)
+
+
 def accepts_steer(work: Any) -> bool:
     return isinstance(work, WriteSet) and bool(work.new_steers)
 
@@ -200,7 +205,7 @@ def test_a_submit_that_could_not_be_stored_raises_and_leaves_no_turn(tmp_path: P
     with opening as rt:
         cid, _ = topic(rt)
         for call in (rt.submit, rt.stream, rt.send):
-            committer.fail_once(accepts)
+            committer.fail_once(takes_message)
             with pytest.raises(StorageError, match="room"):
                 call(cid, "lost")
             committer.fail_once(lambda work: is_job(work, turns.accept_keyed))
@@ -270,12 +275,14 @@ def test_the_message_of_a_turn_whose_first_step_is_lost_is_kept(tmp_path: Path) 
 
 
 def test_an_end_that_could_not_be_stored_is_no_result(tmp_path: Path) -> None:
-    opening, committer = opened(tmp_path / "a.db")
+    model = HeldModel()
+    opening, committer = opened(tmp_path / "a.db", model)
     with opening as rt:
         cid, handle = topic(rt)
-        rt.send(cid, "before")
+        answer(rt, cid, model, "before")
         committer.fail_once(ends)
         ticket = rt.submit(cid, "lost")
+        model.next().say("lost")
         events = ticket.events()
         with pytest.raises(StorageError):
             ticket.result()
@@ -284,8 +291,35 @@ def test_an_end_that_could_not_be_stored_is_no_result(tmp_path: Path) -> None:
         assert ticket.state == "failed"
         assert said(rt.transcript(handle)) == ["before"]
         assert_memory_is_disk(rt)
-        assert rt.send(cid, "after").text == "after"
+        assert answer(rt, cid, model, "after").text == "after"
         assert said(rt.transcript(handle), "assistant") == ["before", "after"]
+
+
+def answer(rt: Runtime, cid: int, model: HeldModel, text: str) -> TurnResult:
+    """The result of a turn that takes a while, and says what it was sent."""
+    ticket = rt.submit(cid, text)
+    model.next().say(text)
+    return ticket.result()
+
+
+def test_a_turn_that_ends_while_it_is_being_stored_is_stored_with_its_message_or_not_at_all(
+    tmp_path: Path,
+) -> None:
+    opening, committer = opened(tmp_path / "a.db")
+    with opening as rt:
+        cid, handle = topic(rt)
+        rt.send(cid, "before")
+        written = committer.writes
+        for call in (rt.submit, rt.stream, rt.send):
+            committer.fail_once(ends)
+            with pytest.raises(StorageError, match="room"):
+                call(cid, "lost")
+        assert committer.writes == written + 3
+        assert [*stored_states(rt).values()] == ["done"]
+        assert said(rt.transcript(handle)) == ["before"]
+        assert rt.tickets(cid) == []
+        assert_memory_is_disk(rt)
+        assert rt.send(cid, "after").text == "after"
 
 
 def test_steers_left_over_by_an_end_that_could_not_be_stored_hear_of_it(tmp_path: Path) -> None:

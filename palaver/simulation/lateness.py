@@ -39,7 +39,7 @@ class LateCommitter(Committer):
             self.commits += 1
             self.jobs += len(batch)
             self.largest_batch = max(self.largest_batch, len(batch))
-            self._late += batch
+            self._late += [Item(item.work) for item in batch]  # theirs ends with their answers
             if len(self._late) >= TOGETHER:
                 self._catch_up()
 
@@ -49,10 +49,9 @@ class LateCommitter(Committer):
         super().close()
 
     def _catch_up(self) -> None:
-        late, self._late = self._late, []
-        if not late:
+        items, self._late = self._late, []
+        if not items:
             return
-        items = [Item(item.work) for item in late]
         counted = self.commits, self.jobs, self.largest_batch
         super().run(items)
         self.commits, self.jobs, self.largest_batch = counted
