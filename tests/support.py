@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,43 @@ from persistence.worker import Committer, DatabaseWorker
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_S = 20.0  # a test that takes longer waits for something that never comes
+DEADLINE_S = 30.0
+IDLE = 0.01  # a process that uses less of a core than this does nothing
 
 CRAB = AgentConfig(name="crab", model="m", system_prompt="You are a crab.", auto_title=False)
 
 _allocate_lock = get_original("_thread", "allocate_lock")
 _END = object()
+
+
+class Hangs(AssertionError):
+    """A test did not end in time: somebody waits for what never comes."""
+
+
+@contextlib.contextmanager
+def deadline(seconds: float = DEADLINE_S) -> Iterator[None]:
+    """Fail what is still waiting after so many seconds: of the clock while this process does nothing, and of
+    the processor while it does something. A busy machine may take its time; what hangs, or runs in circles,
+    ends as soon on any."""
+    waiting, spent, seen = gevent.getcurrent(), 0.0, (time.perf_counter(), time.process_time())
+    tick_s = min(1.0, seconds / 4)
+
+    def look() -> None:
+        nonlocal spent, seen
+        now = (time.perf_counter(), time.process_time())
+        clock, processor = now[0] - seen[0], now[1] - seen[1]
+        seen = now
+        spent += processor if processor > IDLE * clock else clock
+        if spent >= seconds:
+            timer.stop()
+            waiting.throw(Hangs(f"not done after {seconds} s"))
+
+    timer = gevent.get_hub().loop.timer(tick_s, tick_s)
+    timer.start(look)
+    try:
+        yield
+    finally:
+        timer.close()
 
 
 def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +142,7 @@ class Runtimes:
 @pytest.fixture(name="runtimes")
 def opened_runtimes(tmp_path: Path) -> Iterator[Runtimes]:
     """Runtimes of this test. Nothing in it may wait for ever."""
-    with gevent.Timeout(PATIENCE_S):
+    with deadline(PATIENCE_S):
         opened = Runtimes(tmp_path)
         yield opened
         opened.close()
