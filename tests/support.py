@@ -27,6 +27,7 @@ from persistence.worker import Committer, DatabaseWorker
 
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE_S = 20.0  # a test that takes longer waits for something that never comes
+PROCESS_S = 60.0  # what a process of its own may take by the clock: starting one is seconds of computing
 DEADLINE_S = 30.0
 IDLE = 0.01  # a process that uses less of a core than this does nothing
 
@@ -288,4 +289,4 @@ def in_thread(function: Callable[..., Any], *args: object) -> Any:
 def run_script(code: str, *args: object) -> subprocess.CompletedProcess[str]:
     """Run a script in a Python process of its own."""
     command = [sys.executable, "-c", code, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=PATIENCE_S)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=PROCESS_S)

@@ -18,6 +18,7 @@ import pytest
 from support import (
     CRAB,
     PATIENCE_S,
+    PROCESS_S,
     ROOT,
     PuppetModel,
     Runtimes,
@@ -557,7 +558,7 @@ def test_a_file_of_a_read_only_mount(tmp_path: Path) -> None:
             text=True,
             cwd=ROOT,
             check=False,
-            timeout=PATIENCE_S,
+            timeout=PROCESS_S,
         )
     except FileNotFoundError:
         pytest.skip("there is no unshare on this system")
@@ -620,7 +621,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     assert process.stdout is not None
     assert process.stdout.readline() == "open\n"
     yield process
-    process.communicate("close\n", timeout=PATIENCE_S)
+    process.communicate("close\n", timeout=PROCESS_S)
 
 
 def test_a_file_that_another_process_holds(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
@@ -628,7 +629,7 @@ def test_a_file_that_another_process_holds(tmp_path: Path, holder: subprocess.Po
     for _ in range(2):
         with pytest.raises(DatabaseInUse, match=r"agents.db.*in use by process"):
             Runtime.open(path, ScriptedModel())
-    holder.communicate("close\n", timeout=PATIENCE_S)
+    holder.communicate("close\n", timeout=PROCESS_S)
     with Runtime.open(path, ScriptedModel()) as rt:
         assert rt.sessions() == []
 

@@ -194,7 +194,7 @@ def test_ctrl_c_ends_a_replay_with_130_and_a_whole_file(tmp_path: Path):
 
 
 def _read_tty(fd: int) -> bytes:
-    wait_read(fd, timeout=30)
+    wait_read(fd, timeout=60)
     try:
         return os.read(fd, 4_096)
     except OSError:  # how a terminal says that the other side has closed it

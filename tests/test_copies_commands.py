@@ -182,7 +182,7 @@ def test_at_a_terminal_there_is_a_progress_bar(
 
 
 def _read(fd: int) -> bytes:
-    wait_read(fd, timeout=30)
+    wait_read(fd, timeout=60)
     try:
         return os.read(fd, 4_096)
     except OSError:  # how a terminal says that the other side has closed it
