@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 
@@ -34,11 +34,47 @@ from persistence.records import TurnResult
 
 PAY_AGAIN_S = 5.0
 
+_MADE_AT_FIRST_USE: dict[str, Callable[[], Any]] = {
+    "_queue": WorkQueue,
+    "_cancels": dict,
+    "_looked_up": dict,
+    "_early_steers": list,
+    "_ending": dict,
+    "_keys": dict,
+    "_undelivered": list,
+    "_settled": list,
+    "_orphans": dict,
+}
+
 
 class ConversationCore(GreenletActor):
     """What the parts of a conversation actor share. At most one activity (a turn or a compaction) runs at a
     time, in a child greenlet; everything else waits in the queue, in the order of acceptance.
+
+    Most conversations sit idle: what one has not used yet stands in the class, or is made at its first use.
     """
+
+    _journal: Journal | None = None
+    _activity: Turn | CompactionWork | None = None
+    _writes = 0  # commits under way that this conversation waits for
+    _steering = 0  # steers on their way to the journal: if their turn ends, they are what runs next
+    _refusal: Exception | None = None  # why nothing new is taken, once it is so
+    _closing = False
+    _paid_last = False  # what is owed was tried once more, at the end
+    _held = False  # no new activity starts
+    _handled: Any = None  # the message that is being handled, or was last
+    _on_quiet: GreenletFuture[Any] | None = None
+    _title_greenlet: gevent.Greenlet | None = None
+    _pay_timer: gevent.Greenlet | None = None
+    _queue: WorkQueue
+    _cancels: dict[int, list[tuple[GreenletFuture[bool], bool]]]
+    _looked_up: dict[int, Ticket]  # whose keys are asked for
+    _early_steers: list[Ticket]  # of a turn that is being stored
+    _ending: dict[int, list[GreenletFuture[bool]]]  # ends under way, and who cancels too late
+    _keys: dict[str, Ticket]  # a tmp chat's idempotency keys
+    _undelivered: list[Any]  # messages that came after the last one that was handled
+    _settled: list[GreenletFuture[None]]
+    _orphans: dict[int, Ticket]  # of a predecessor that died
 
     def __init__(
         self,
@@ -50,35 +86,26 @@ class ConversationCore(GreenletActor):
         super().__init__()
         self._services = services
         self._state = state
-        self._journal: Journal | None = None
-        self._queue = WorkQueue()
-        self._activity: Turn | CompactionWork | None = None
         self._early: list[Any] | None = None if state.topic is None else []
-        self._writes = 0  # commits under way that this conversation waits for
-        self._steering = 0  # steers on their way to the journal: if their turn ends, they are what runs next
-        self._cancels: dict[int, list[tuple[GreenletFuture[bool], bool]]] = {}
-        self._looked_up: dict[int, Ticket] = {}  # whose keys are asked for
-        self._early_steers: list[Ticket] = []  # of a turn that is being stored
-        self._ending: dict[int, list[GreenletFuture[bool]]] = {}  # ends under way, and who cancels too late
-        self._keys: dict[str, Ticket] = {}  # a tmp chat's idempotency keys
-        self._refusal: Exception | None = None  # why nothing new is taken, once it is so
-        self._closing = False
-        self._paid_last = False  # what is owed was tried once more, at the end
-        self._held = False  # no new activity starts
-        self._undelivered: list[Any] = []  # messages that came after the last one that was handled
-        self._handled: Any = None  # the message that is being handled, or was last
-        self._finished = len(state.history)  # entries of turns that have ended
-        self._settled: list[GreenletFuture[None]] = []
-        self._on_quiet: GreenletFuture[Any] | None = None
-        self._title_greenlet: gevent.Greenlet | None = None
-        self._pay_timer: gevent.Greenlet | None = None
-        state.ref = self.actor_ref
+        self._finished = len(state.history.entries)  # of turns that have ended
+        state.ref = self._actor_ref
         state.fate = None
-        self._orphans = {ticket.turn_id: ticket for ticket in orphans}  # of a predecessor that died
-        for ticket in orphans:
-            ticket.owner = self.actor_ref
+        if orphans:
+            self._orphans = {ticket.turn_id: ticket for ticket in orphans}
+            for ticket in orphans:
+                ticket.owner = self.actor_ref
         if moved is not None:
             self._move_in(moved)
+
+    if not TYPE_CHECKING:  # or every misspelt name would be one that may be there
+
+        def __getattr__(self, name: str) -> Any:
+            make = _MADE_AT_FIRST_USE.get(name)
+            if make is None:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            made = make()
+            setattr(self, name, made)
+            return made
 
     def _move_in(self, moved: MovedConversation) -> None:
         if moved.session is not None:

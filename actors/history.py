@@ -72,7 +72,8 @@ class LiveHistory:
         self._encoded: Encoded | None = None
         self.repairs = 0
         self._open_calls: dict[str, ToolCall] | None = None  # calls of the last assistant entry
-        self.extend(entries)
+        if entries:
+            self.extend(entries)
 
     def __len__(self) -> int:
         return len(self.entries)

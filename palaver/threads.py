@@ -12,6 +12,7 @@ from gevent.monkey import get_original
 
 from actors.bell import bell
 from actors.errors import WrongThread
+from persistence import forks
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,12 +26,12 @@ _allocate_lock: Callable[[], Any] = get_original("_thread", "allocate_lock")
 class Owner:
     """The thread and process that a runtime was opened in."""
 
-    __slots__ = ("_bell", "_pid", "_thread")
+    __slots__ = ("_bell", "_pid", "_process", "_thread")
 
     def __init__(self) -> None:
         self._bell = bell()
         self._thread = _thread_ident()
-        self._pid = os.getpid()
+        self._pid, self._process = os.getpid(), forks.process
 
     def check(self) -> None:
         """Refuse a call from elsewhere.
@@ -43,7 +44,7 @@ class Owner:
                 "this Runtime belongs to the thread that opened it; from another thread use "
                 "runtime.from_thread(function, *args).result()"
             )
-        if os.getpid() != self._pid:
+        if self._process is not forks.process:
             raise WrongThread(
                 f"this Runtime was opened by process {self._pid}; a forked child must open its own, "
                 "after the fork and on another file"
@@ -51,7 +52,7 @@ class Owner:
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> ThreadFuture[T]:
         """Run `function` in a greenlet of the owner's thread; callable from any thread of the process."""
-        if os.getpid() != self._pid:
+        if self._process is not forks.process:
             self.check()
         future: ThreadFuture[T] = ThreadFuture(self._thread)
 

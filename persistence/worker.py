@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from gevent.monkey import get_original
 
+from persistence import forks
 from persistence.backup import Backup, Progress
 from persistence.committer import (
     Committer,
@@ -98,6 +99,7 @@ class DatabaseWorker:
         self._gathering = False
         self._stopping = False
         self._owner_pid: int | None = None
+        self._process: object = None
         self._open_error: BaseException | None = None
 
     def start(self) -> None:
@@ -109,7 +111,7 @@ class DatabaseWorker:
         """
         if self._owner_pid is not None:
             raise StorageError(f"the worker of {os.fsdecode(self._path)!r} was started before; make another")
-        self._owner_pid = os.getpid()
+        self._owner_pid, self._process = os.getpid(), forks.process
         opened = _allocate_lock()
         opened.acquire()
         self._wake.acquire()
@@ -197,7 +199,7 @@ class DatabaseWorker:
 
         Blocks the calling native thread. The last deliveries have been handed to `notify` then.
         """
-        if self._owner_pid != os.getpid():
+        if self._process is not forks.process:
             self._stopping = True
             return
         with self._mutex:
@@ -242,7 +244,7 @@ class DatabaseWorker:
             raise StorageError(f"the worker of {os.fsdecode(self._path)!r} {state}; nothing was stored")
         if len(self._queue) >= self._backlog:
             raise BacklogFull(f"{self._backlog:,} database jobs wait already; try again when there are fewer")
-        if self._owner_pid != os.getpid():
+        if self._process is not forks.process:
             raise StorageError(
                 f"{os.fsdecode(self._path)!r} was opened by process {self._owner_pid}; "
                 "a forked child must open a database of its own"

@@ -12,6 +12,7 @@ import gevent
 import pytest
 from cost_support import MESSAGE, Cost, Measure, Meter, assert_flat, measured
 
+from actors.conversation import ConversationActor
 from actors.history import LiveHistory, to_wire
 from actors.models import encoded
 from actors.models.completion import request_body
@@ -64,6 +65,12 @@ def listing(rt: Runtime, meter: Meter) -> Cost:
 def open_and_close(rt: Runtime, meter: Meter) -> Cost:
     """A tmp chat that comes and goes."""
     return meter.cost(lambda: rt.close(rt.get_or_create("agent", "guest")))
+
+
+def open_another(rt: Runtime, meter: Meter) -> Cost:
+    """A tmp chat that stays, and sits idle."""
+    numbers = count()
+    return meter.cost(lambda: rt.get_or_create("agent", f"new {next(numbers)}"))
 
 
 def scan_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +216,7 @@ def test_a_turn_leaves_nothing_to_the_collector(
     assert measured(next(files), garbage) == 5
 
 
-# -- what a turn may take at all -------------------------------------------------------------------------
+# -- what an idle conversation and a turn may take at all -----------------------------------------------
 
 
 def test_a_turn_is_one_commit_of_few_statements(files: Iterator[Path]) -> None:
@@ -217,6 +224,18 @@ def test_a_turn_is_one_commit_of_few_statements(files: Iterator[Path]) -> None:
     assert alone.commits == 1
     assert alone.statements <= 8
     assert alone.lines <= 2_700
+
+
+def test_an_idle_chat_takes_little_memory(files: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measured(next(files), open_another).kept <= 1_600
+    real = ConversationActor.__init__
+
+    def make_all(self: ConversationActor, *args: Any) -> None:
+        real(self, *args)
+        assert not self._queue  # plant: what an idle one has no use for is made
+
+    monkeypatch.setattr(ConversationActor, "__init__", make_all)
+    assert measured(next(files), open_another).kept > 1_600
 
 
 def test_turns_that_end_together_share_statements_and_commits(
