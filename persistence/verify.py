@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from persistence.codec import decode_entry, decode_result
+from persistence.codec import decode_entries, decode_entry, decode_result
 from persistence.errors import RecordError
 from persistence.memories import canonical_number, decode_aliases
 from persistence.migrations import migrations
@@ -88,6 +88,7 @@ def _entries(db: Database, session_id: int, handle: str, next_seq: int) -> Itera
         id_ for (id_,) in db.execute("SELECT id FROM turns WHERE session_id = ?", [session_id]).fetchall()
     }
     entries: list[tuple[int, HistoryEntry]] = []
+    decoded = _all_decoded([row[2] for row in rows])
     for expected, (id_, seq, body, turn_id) in enumerate(rows):
         if seq != expected:
             yield f"entries: session {handle}: entry {id_} has seq {seq} where {expected} should follow"
@@ -95,13 +96,21 @@ def _entries(db: Database, session_id: int, handle: str, next_seq: int) -> Itera
         if turn_id not in turns:
             yield f"entries: session {handle}: entry {id_} is of turn {turn_id}, which is not there"
         try:
-            entries.append((id_, decode_entry(body)))
+            entries.append((id_, decoded[expected] if decoded else decode_entry(body)))
         except RecordError as error:
             yield f"entries: session {handle}: entry {id_}: {error}"
             return
     if next_seq != len(rows):
         yield f"sessions: session {handle} has next_seq {next_seq}, but {len(rows)} entries"
     yield from _tool_results(handle, entries)
+
+
+def _all_decoded(bodies: Sequence[str]) -> Sequence[HistoryEntry]:
+    """The entries, read at once; none if one of them cannot be read, and is to be found."""
+    try:
+        return decode_entries(bodies)
+    except (RecordError, TypeError):  # not even text
+        return ()
 
 
 def _tool_results(handle: str, entries: Sequence[tuple[int, HistoryEntry]]) -> Iterator[str]:

@@ -42,7 +42,7 @@ def simulate(
             same seed and the same `check`, in every process and on every machine.
         progress: called now and then.
         database: a file that is kept afterwards; it must not exist.
-        check: whether the guarantees are checked on the way and at the end. Without, it is several times as
+        check: whether the guarantees are checked on the way and at the end. Without, it is about twice as
             fast, and a database in memory that meets no fault makes its commits later, many at once.
         acts: numbers of the plan's acts to live, and perhaps the virtual seconds at which each is to begin;
             None is all. Shrinking takes away what is not needed.

@@ -6,7 +6,7 @@ from attrs import define, frozen
 from sqlite_utils import Database
 
 from palaver.simulation.checks.ledger import UNKNOWN, Broken, Ledger, Message
-from persistence.codec import decode_entry, decode_result
+from persistence.codec import decode_entries, decode_result
 from persistence.records import TERMINAL_STATES, HistoryEntry, TurnResult
 
 
@@ -55,11 +55,12 @@ class Stored:
         entries: dict[str, list[tuple[int, HistoryEntry]]] = {
             handle: [] for (handle,) in db.execute("SELECT handle FROM sessions ORDER BY id").fetchall()
         }
-        for handle, turn_id, body in db.execute(
+        of = db.execute(
             """SELECT s.handle, e.turn_id, e.body FROM entries e JOIN sessions s ON s.id = e.session_id
                 ORDER BY s.id, e.seq"""
-        ).fetchall():
-            entries[handle].append((turn_id, decode_entry(body)))
+        ).fetchall()
+        for (handle, turn_id, _), entry in zip(of, decode_entries([row[2] for row in of]), strict=True):
+            entries[handle].append((turn_id, entry))
         notes = db.execute("SELECT agent, scope, kind, name, content FROM memory_entries").fetchall()
         return cls(
             [

@@ -16,7 +16,8 @@ from palaver.simulation.checks.ledger import UNKNOWN, Ledger
 
 Left = list[tuple[str, int, str]]  # (handle, turn id, content) of messages without an end
 Name = tuple[str, str, str | None]  # agent, sender, topic
-LOOKED_AT = 16
+LOOKED_AT = 4  # conversations, for each turn that begins where many are live
+FEW = 32
 
 Where = str | int  # a session's handle, or the id of a tmp chat
 
@@ -81,9 +82,10 @@ class Watch:
         """Whether a turn asks its model for the first time in this life; it must be its turn."""
         cid, turn_id = request.conversation_id, request.turn_id
         self._look_in -= 1
-        if self._look_in <= 0:  # at each turn where few are live, and at as many a turn where many are
+        if self._look_in <= 0:  # at each turn where few are live, and at some a turn where many are
             self.look()
-            self._look_in = self.rt.conversation_count() // LOOKED_AT
+            live = self.rt.conversation_count()
+            self._look_in = live // LOOKED_AT if live > FEW else 0
         if cid in self.closed:
             self.ledger.fail(8, f"turn {turn_id} runs in {cid}, which was closed")
         handle = self.handle_of(cid)
