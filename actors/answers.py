@@ -40,33 +40,27 @@ class TurnEnd:
     Args:
         ref: the conversation actor, which hears `notice`.
         writes: what is stored.
-        accepted: of a turn that ended before the row of its message went to the disk: both are one write.
     """
 
-    __slots__ = ("accepted", "journal", "notice", "ref", "writes")
+    __slots__ = ("journal", "notice", "ref", "writes")
 
     def __init__(
-        self,
-        journal: Journal,
-        ref: pykka.ActorRef[Any],
-        notice: TurnStored,
-        writes: WriteSet,
-        accepted: Acceptance | None = None,
+        self, journal: Journal, ref: pykka.ActorRef[Any], notice: TurnStored, writes: WriteSet
     ) -> None:
         self.journal = journal
         self.ref = ref
         self.notice = notice
         self.writes = writes
-        self.accepted = accepted
 
     def __call__(self, _value: object, error: BaseException | None) -> None:
         notice = self.notice
         if error is None:
             self.journal.stored(self.writes)
         else:
-            if self.accepted is not None:
-                self.accepted(None, error)
-            if not notice.ended.turn.ticket.refused:
+            ticket = notice.ended.turn.ticket
+            if notice.accepted:  # the row of the message is not stored either
+                Acceptance(self.ref, ticket)(None, error)
+            if not ticket.refused:
                 self.journal.owe_end(self.writes, notice, error)
             notice = evolve(notice, error=error, accepted=False)
         notify(self.ref, notice)

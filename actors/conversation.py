@@ -83,14 +83,14 @@ class ConversationActor(Timing):
         match message:
             case Submit():
                 return self._submit(message.ticket)
-            case TurnJournalled():
-                return self._turn_journalled(message)
-            case StepStored():
-                return self._state.history.extend(message.entries)
             case TurnEnded():
                 return self._turn_ended(message)
             case TurnStored():
                 return self._turn_stored(message)
+            case TurnJournalled():
+                return self._turn_journalled(message)
+            case StepStored():
+                return self._state.history.extend(message.entries)
             case Steer():
                 return self._steer(message.ticket)
             case SteerJournalled():
@@ -294,13 +294,7 @@ class ConversationActor(Timing):
         if turn.ticket.refused:
             self._turn_stored(TurnStored(ended, tickets, StorageError("the turn was never accepted")))
             return
-        self._journal.finish(
-            turn.ticket,
-            TurnStored(ended, tickets),
-            self.actor_ref,
-            steers=turn.applied,
-            leftovers=leftovers,
-        )
+        self._journal.finish(turn.ticket, ended, self.actor_ref, steers=turn.applied, leftovers=leftovers)
 
     def _turn_stored(self, message: TurnStored) -> None:
         ended, error = message.ended, message.error

@@ -528,10 +528,13 @@ class GreenletActorRef(pykka.ActorRef[A]):
         inbox = self.actor_inbox
         if inbox.stopped:
             raise NotHandled(self, "not found", inbox)
-        if inbox.queue is not None and _thread_ident() == inbox.workers.thread:
-            inbox.queue.append((message, None))  # as post() does, without the call: tells come in floods
-        else:
+        # As post() does, without the call: tells come in floods.
+        if _thread_ident() != inbox.workers.thread:
             inbox.post((message, None))
+        elif inbox.queue is not None:
+            inbox.queue.append((message, None))
+        else:
+            inbox.dispatch().append((message, None))
 
     def ask(self, message: Any, *, block: bool = True, timeout: float | None = None) -> Any:
         """Send a message and wait for the reply; with `block=False` get its future at once.

@@ -12,7 +12,7 @@ from gevent import GreenletExit
 
 from actors.answers import Acceptance, TurnEnd
 from actors.greenlet import GreenletFuture
-from actors.messages import TurnStored
+from actors.messages import TurnEnded, TurnStored
 from actors.services import Services
 from actors.state import ConversationState
 from actors.storage import settle
@@ -216,7 +216,7 @@ class Journal:
     def finish(
         self,
         ticket: Ticket,
-        notice: TurnStored,
+        ended: TurnEnded,
         ref: pykka.ActorRef[Any],
         *,
         steers: Sequence[int],
@@ -224,43 +224,42 @@ class Journal:
     ) -> None:
         """Store the end of a turn in one transaction: its last entries, its terminal row, the session.
 
-        The row of its message, where that has not gone to the disk yet, is stored by the same write.
+        The row of its message, where that has not gone to the disk yet, is stored by the same write. `ref`
+        hears `TurnStored` when that is done.
 
         Args:
-            notice: what `ref` hears when that is done, or with the error in it.
             steers: ids of steers whose entries are among the turn's last.
             leftovers: steers that become queued turns.
         """
-        now, entries, result = self._clock.wall(), notice.ended.entries, notice.ended.result
+        now, entries = self._clock.wall(), ended.entries
+        growing = None if steers or leftovers else self._grows(ticket)
         writes = WriteSet(
-            (),
-            (self._ended(ticket, result),),
+            () if growing is None else growing.work.new_turns,  # type: ignore[union-attr]  # as `_grows` says
+            (self._ended(ticket, ended.result),),
             self._entries(ticket.turn_id, entries, now),
             (self._session_update(len(entries), now),),
         )
-        if steers or leftovers:
+        if growing is not None:
+            notice = TurnStored(ended, (), None, True)
+            if self._store.grow(growing, writes, TurnEnd(self, ref, notice, writes)):
+                return
+            writes = writes._replace(new_turns=())  # it went to the disk just now
+        elif steers or leftovers:
             applied = [SteerUpdate(steer, ticket.turn_id) for steer in steers]
             placed = [SteerUpdate(steer.id, steer.ticket.turn_id) for steer in leftovers]
             writes = writes._replace(
                 new_turns=tuple([self._row(steer.ticket, "queued") for steer in leftovers]),
                 steer_updates=(*applied, *placed),
             )
-        elif self._grow(ticket, writes, notice, ref):
-            return
+        notice = TurnStored(ended, tuple([steer.ticket for steer in leftovers]))
         self._store_with_owed(writes, TurnEnd(self, ref, notice, writes))
 
-    def _grow(self, ticket: Ticket, writes: WriteSet, notice: TurnStored, ref: pykka.ActorRef[Any]) -> bool:
-        """Store a turn's end by the write that its message waits for; False if that is another's, or gone."""
+    def _grows(self, ticket: Ticket) -> Item | None:
+        """The write that stores the row of a ticket's message, if that is the last one and may still grow."""
         item, self._growing = self._growing, None
         if item is None or item.taken or self._fence is not None or not isinstance(item.work, WriteSet):
-            return False
-        rows = item.work.new_turns
-        if rows[0].id != ticket.turn_id:
-            return False
-        accepted = Acceptance(ref, ticket)
-        notice = TurnStored(notice.ended, notice.leftovers, accepted=True)
-        both = WriteSet(rows, writes.turn_updates, writes.entries, writes.session_updates)
-        return self._store.grow(item, both, TurnEnd(self, ref, notice, both, accepted))
+            return None
+        return item if item.work.new_turns[0].id == ticket.turn_id else None
 
     def stored(self, writes: WriteSet) -> None:
         """The end of a turn is committed."""

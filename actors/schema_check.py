@@ -48,14 +48,13 @@ def object_problems(value: Mapping[str, Any], schema: Mapping[str, Any], where: 
     others = schema.get("additionalProperties", True)
     found = [f"{_member(where, name)} is missing" for name in schema.get("required", ()) if name not in value]
     for name, item in value.items():
-        place = _member(where, name)
         if name in members:
-            found.append(problem(item, members[name], place) or "")
+            found.append(problem(item, members[name], _member(where, name)) or "")
         elif others is False:
             known = ", ".join(map(repr, members)) or "none"
-            found.append(f"{place} is unknown (known: {known})")
-        else:
-            found.append(problem(item, others, place) or "")
+            found.append(f"{_member(where, name)} is unknown (known: {known})")
+        elif others is not True:
+            found.append(problem(item, others, _member(where, name)) or "")
     return [words for words in found if words]
 
 

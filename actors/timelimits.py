@@ -59,11 +59,11 @@ class TimeLimit:
             self._stop_timer()
 
     def _start_whole(self) -> None:
-        loop = gevent.get_hub().loop
-        if self._whole is None or self._whole.loop is not loop:
-            self._whole = loop.timer(self.seconds, self.seconds)
-        self._timer = self._whole
-        self._timer.again(self._look)
+        timer = self._whole
+        if timer is None:
+            timer = self._whole = gevent.get_hub().loop.timer(self.seconds, self.seconds)
+        self._timer = timer
+        timer.again(self._look)
 
     def _start_timer(self, after_s: float) -> None:
         self._timer = gevent.get_hub().loop.timer(after_s)

@@ -73,8 +73,7 @@ class ToolCalls:
     def _run(self, place: int) -> None:
         services, state, call = self._services, self._state, self._calls[place]
         line = ("", state.agent, state.sender)
-        left_behind = partial(self._settle, place, self._too_late(call))
-        permit = Permit(services.tool_calls, services.tool_time, line, left_behind)
+        permit = Permit(services.tool_calls, services.tool_time, line, partial(self._leave_behind, place))
         self._permits.append(permit)
         began = services.clock.monotonic()
         try:
@@ -102,6 +101,9 @@ class ToolCalls:
             most=services.limits.tool_output_chars,
             allowed=self._agent.may_call,
         )
+
+    def _leave_behind(self, place: int) -> None:
+        self._settle(place, self._too_late(self._calls[place]))
 
     def _too_late(self, call: ToolCall) -> ToolOutcome:
         limit = self._services.tool_time

@@ -16,7 +16,7 @@ import pykka  # noqa: E402
 from actors import conversation  # noqa: E402
 from actors.answers import Acceptance, TurnEnd  # noqa: E402
 from actors.journal import Journal  # noqa: E402
-from actors.messages import TurnStored  # noqa: E402
+from actors.messages import TurnEnded, TurnStored  # noqa: E402
 from actors.ticket import Ticket  # noqa: E402
 from benchmarks.report import Goal, Part, Row, Tell, in_turns, ratio  # noqa: E402
 from benchmarks.showing import setting  # noqa: E402
@@ -44,14 +44,14 @@ class NoJournal(Journal):
         ticket.attempts += 1
 
     def finish(
-        self, ticket: Ticket, notice: TurnStored, ref: pykka.ActorRef[Any], **_steers: Sequence[Any]
+        self, ticket: Ticket, ended: TurnEnded, ref: pykka.ActorRef[Any], **_steers: Sequence[Any]
     ) -> None:
-        now, entries = self._clock.wall(), notice.ended.entries
+        now, entries = self._clock.wall(), ended.entries
         writes = WriteSet(
             entries=self._entries(ticket.turn_id, entries, now),
             session_updates=(self._session_update(len(entries), now),),
         )
-        self._store.write(writes, TurnEnd(self, ref, notice, writes))
+        self._store.write(writes, TurnEnd(self, ref, TurnStored(ended, ()), writes))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from gevent.local import local
 
 from actors.greenlet import release_idle_workers
 from actors.own_turn import TurnRun
-from palaver import Chunk, ModelRequest, ScriptedModel
+from palaver import Chunk, ModelRequest, Reply, ScriptedModel
 from tests.turns_support import AGENT, runtime
 
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="")
@@ -63,6 +63,22 @@ def _start_timeout() -> gevent.Timeout:
 def _set_local() -> object:
     found, LOCAL.value = getattr(LOCAL, "value", None), "left"
     return found
+
+
+def test_tool_calls_one_after_the_other_run_in_one_greenlet() -> None:
+    ran_in: list[int] = []
+
+    def look() -> str:
+        ran_in.append(id(gevent.getcurrent()))
+        return "seen"
+
+    model = ScriptedModel([reply for _ in range(5) for reply in (Reply(tool_calls=[("look", {})]), "done")])
+    with runtime(":memory:", model, tools=[look]) as rt:
+        cid = rt.get_or_create(AGENT, "alice")
+        for _ in range(5):
+            assert rt.send(cid, "look").text == "done"
+    assert len(ran_in) == 5
+    assert len(set(ran_in)) == 1
 
 
 @pytest.mark.parametrize("leave", [_start_timeout, gevent.getcurrent, _set_local])
