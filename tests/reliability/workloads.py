@@ -111,7 +111,7 @@ CHECKS = (
         name="workloads",
         guarantees=(2, 5, 6, 7, 11, 13, 19),
         unit="seeds",
-        quick=16,
+        quick=8,
         long=20_000,
         run=run,
     ),

@@ -400,4 +400,4 @@ def run(count: int, seed: int, folder: Path) -> int:
     return each * len(points)
 
 
-CHECKS = (Check("failed-writes", (2, 3, 9, 16), "points", quick=240, long=12_000, run=run, chunk=1_200),)
+CHECKS = (Check("failed-writes", (2, 3, 9, 16), "points", quick=120, long=12_000, run=run, chunk=1_200),)
