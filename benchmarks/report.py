@@ -72,7 +72,10 @@ class Curve:
     def growth(self, system: str) -> float:
         """The figure at the largest size over that at the smallest."""
         line = self.lines[system]
-        return ratio(line[max(line)], line[min(line)])
+        last, first = line[max(line)], line[min(line)]
+        if len(last.values) != len(first.values):  # no rounds to divide by one another
+            return last.median / first.median if first.median else math.inf
+        return ratio(last, first)
 
     def as_json(self) -> dict[str, Any]:
         lines = {

@@ -56,6 +56,11 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
     assert PART.curves[0].growth("ours") == 1.5
 
 
+def test_growth_is_that_of_the_medians_where_there_are_no_rounds_in_common() -> None:
+    line = {1.0: Series((2.0, 2.0, 4.0)), 100.0: Series((3.0,))}
+    assert Curve("µs per turn", "senders", {"ours": line}).growth("ours") == 1.5
+
+
 def test_text_shows_ratios_spread_growth_and_what_was_missed() -> None:
     shown = showing.text(REPORT)
     for words in ("20 ±50%", "2.5", "last / first", "1 of 2 goals reached", "MISSED: turns: µs per turn: 3"):
