@@ -112,7 +112,7 @@ CHECKS = (
         guarantees=(2, 5, 6, 7, 11, 13, 19),
         unit="seeds",
         quick=8,
-        long=20_000,
+        long=5_000,
         run=run,
     ),
     Check(name="traces", guarantees=(2,), unit="seeds", quick=4, long=50, run=run_twice, chunk=25),
