@@ -166,7 +166,7 @@ def test_a_manager_in_the_abstract_namespace_is_found(folder: Path) -> None:
 
 
 def test_a_host_whose_file_is_in_use_ends_with_that_error_and_leaves_no_socket(
-    runtimes: Runtimes, folder: Path, start: Start
+    folder: Path, runtimes: Runtimes, start: Start
 ) -> None:
     runtimes.open(path=folder / "agents.db")
     host = start()
@@ -175,7 +175,7 @@ def test_a_host_whose_file_is_in_use_ends_with_that_error_and_leaves_no_socket(
 
 
 def test_a_host_that_waits_takes_over_as_soon_as_the_file_is_free(
-    runtimes: Runtimes, folder: Path, start: Start
+    folder: Path, runtimes: Runtimes, start: Start
 ) -> None:
     first = runtimes.open(path=folder / "agents.db")
     host = start(serving=False, wait_s=PATIENCE_S)
@@ -187,7 +187,7 @@ def test_a_host_that_waits_takes_over_as_soon_as_the_file_is_free(
 
 
 def test_a_host_that_is_told_to_stop_while_it_waits_stops(
-    runtimes: Runtimes, folder: Path, start: Start
+    folder: Path, runtimes: Runtimes, start: Start
 ) -> None:
     first = runtimes.open(path=folder / "agents.db")
     host = start(serving=False, wait_s=1_000.0)
@@ -199,7 +199,7 @@ def test_a_host_that_is_told_to_stop_while_it_waits_stops(
 
 
 def test_a_host_whose_socket_is_anothers_closes_its_file_and_says_so(
-    runtimes: Runtimes, folder: Path, start: Start
+    folder: Path, runtimes: Runtimes, start: Start
 ) -> None:
     taken = listen_at(str(folder / "host.sock"))
     assert isinstance(ending_of(start()), HostInUse)
@@ -287,7 +287,7 @@ def test_models_that_can_be_closed_are_closed(start: Start) -> None:
 # -- what a runtime does for it ---------------------------------------------------------------------
 
 
-def test_opening_waits_for_a_file_that_is_in_use(runtimes: Runtimes, folder: Path) -> None:
+def test_opening_waits_for_a_file_that_is_in_use(folder: Path, runtimes: Runtimes) -> None:
     path = folder / "a.db"
     first = runtimes.open(path=path)
     waiting = gevent.spawn(Runtime.open, path, ScriptedModel(), wait_s=PATIENCE_S)
@@ -299,7 +299,7 @@ def test_opening_waits_for_a_file_that_is_in_use(runtimes: Runtimes, folder: Pat
     second.shutdown()
 
 
-def test_a_wait_that_is_over_raises_what_the_last_attempt_did(runtimes: Runtimes, folder: Path) -> None:
+def test_a_wait_that_is_over_raises_what_the_last_attempt_did(folder: Path, runtimes: Runtimes) -> None:
     path = folder / "a.db"
     runtimes.open(path=path)
     with pytest.raises(DatabaseInUse, match=f"this process \\({os.getpid()}\\)"):
