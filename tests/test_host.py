@@ -538,7 +538,7 @@ def test_a_key_gives_the_stored_result_to_the_next_client(runtimes: Runtimes, ho
 
 
 def test_dead_letters_are_seen_and_tried_again_over_the_socket(
-    hosts: Hosts, folder: Path, runtimes: Runtimes
+    folder: Path, runtimes: Runtimes, hosts: Hosts
 ) -> None:
     turn = given_up(folder / "a.db")
     rt = runtimes.open(path=folder / "a.db")
