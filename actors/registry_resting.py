@@ -111,9 +111,7 @@ class RegistryResting(RegistryCore):
         if self._sweeper is None:
             self._sweep_later_from_now()
         limits = self._services.limits
-        if self._staying >= limits.live_conversations and not self._send_some_away(
-            lambda: self._staying < limits.live_conversations
-        ):
+        if not self._send_some_away(lambda: self._staying < limits.live_conversations):
             self._refuse_room(
                 "live_conversations", limits.live_conversations, f"{len(self._conversations)} conversations"
             )

@@ -171,11 +171,11 @@ def apply(db: Database, sets: Sequence[WriteSet]) -> None:
     made: list[Any] = []
     for row in turns:
         made += _turn_row(row, updates.pop(row.id, None))
-    _insert(db, "turns", _TURN_COLUMNS, _TURN_WIDTH, made)
+    _insert(db, "turns", _TURN_COLUMNS, made)
     _update_turns(db, updates)
     _advance(db, [*sessions.values()])
-    _insert(db, "entries", _ENTRY_COLUMNS, _ENTRY_WIDTH, entries)
-    _insert(db, "events", _EVENT_COLUMNS, len(NewEvent._fields), events)
+    _insert(db, "entries", _ENTRY_COLUMNS, entries)
+    _insert(db, "events", _EVENT_COLUMNS, events)
     if rare:
         _apply_rare(db, rare)
 
@@ -192,17 +192,14 @@ def _apply_rare(db: Database, sets: Sequence[WriteSet]) -> None:
 
 def insert(db: Database, table: str, columns: str, rows: Sequence[Row]) -> None:
     """Insert `rows`, each with one value for each of `columns`, by few statements."""
-    if rows:
-        _insert(db, table, columns, len(rows[0]), [*chain(*rows)])
+    _insert(db, table, columns, [*chain(*rows)])
 
 
-def _insert(db: Database, table: str, columns: str, width: int, values: Sequence[Any]) -> None:
+def _insert(db: Database, table: str, columns: str, values: Sequence[Any]) -> None:
     """`insert` of rows that come as one list of all their values."""
-    at = 0
-    for count in _parts(len(values) // width, width):
-        end = at + count * width
-        db.execute(_insert_sql(table, columns, count, width), values[at:end])
-        at = end
+    width = columns.count(",") + 1
+    for start, end in _parts(len(values) // width, width):
+        db.execute(_insert_sql(table, columns, end - start, width), values[start * width : end * width])
 
 
 # -- rows -----------------------------------------------------------------------------------------
@@ -211,10 +208,8 @@ _TURN_COLUMNS = (
     "id, session_id, sender, content, state, attempts, key, guest, tool_choice, "
     "accepted_at, finished_at, result, error"
 )
-_TURN_WIDTH = 13
 _STEER_COLUMNS = ", ".join(NewSteer._fields)
 _ENTRY_COLUMNS = "session_id, seq, turn_id, body, created_at"
-_ENTRY_WIDTH = 5
 _EVENT_COLUMNS = ", ".join(NewEvent._fields)
 
 
@@ -390,11 +385,9 @@ def _update_timers(db: Database, updates: Sequence[TimerUpdate]) -> None:
     ended = [(u.id, u.due_at) for u in updates if u.next_due is None]
     moved = [(u.id, u.due_at, u.next_due) for u in updates if u.next_due is not None]
     found = _update(db, "timers", "due_at = v.column3", _TIMER_IS_DUE, moved)
-    at = 0
-    for count in _parts(len(ended), 2):
-        sql = f"DELETE FROM timers WHERE (id, due_at) IN ({_values(count, 2)})"
-        found += db.execute(sql, [*chain(*ended[at : at + count])]).rowcount
-        at += count
+    for start, end in _parts(len(ended), 2):
+        sql = f"DELETE FROM timers WHERE (id, due_at) IN ({_values(end - start, 2)})"
+        found += db.execute(sql, [*chain(*ended[start:end])]).rowcount
     if found != len(updates):
         raise TimerGone(f"timer {_listed([*ended, *moved])} has fired, or was cancelled, meanwhile")
 
@@ -409,27 +402,22 @@ def _update(db: Database, table: str, setting: str, where: str, rows: Sequence[R
     """Update each row that `where` finds for a row `v` of `rows`; the number that it found."""
     if not rows:
         return 0
-    found, width, at = 0, len(rows[0]), 0
-    for count in _parts(len(rows), width):
-        sql = _update_sql(table, setting, where, count, width)
-        found += db.execute(sql, [*chain(*rows[at : at + count])]).rowcount
-        at += count
+    found, width = 0, len(rows[0])
+    for start, end in _parts(len(rows), width):
+        sql = _update_sql(table, setting, where, end - start, width)
+        found += db.execute(sql, [*chain(*rows[start:end])]).rowcount
     return found
 
 
-def _parts(count: int, width: int) -> Sequence[int]:
-    """The sizes of the parts in which `count` rows are written, in order. There are few sizes: a statement of
-    one that came before is compiled already."""
-    if count < _FEW:
-        return (count,) if count else ()
+def _parts(count: int, width: int) -> Sequence[tuple[int, int]]:
+    """From where to where the parts go in which `count` rows are written. They are of few sizes: a statement
+    of one that came before is compiled already."""
     most = 1 << (_MOST_PARAMETERS // width).bit_length() - 1
-    parts = []
-    while count >= _FEW:
-        size = min(1 << count.bit_length() - 1, most)
-        parts.append(size)
-        count -= size
-    if count:
-        parts.append(count)
+    parts, at = [], 0
+    while left := count - at:
+        size = left if left < _FEW else min(1 << left.bit_length() - 1, most)
+        parts.append((at, at + size))
+        at += size
     return parts
 
 

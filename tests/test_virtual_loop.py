@@ -250,15 +250,6 @@ def test_the_same_seed_gives_the_same_trace_and_another_seed_another():
     assert sorted(traces[0]) != traces[0] != race(None)
 
 
-def test_a_generator_chooses_as_its_randrange_would():
-    class Chooser:
-        def __init__(self, rng):
-            self.randrange = rng.randrange
-
-    for seed in range(3):
-        assert race(random.Random(seed)) == race(Chooser(random.Random(seed)))
-
-
 def test_the_trace_does_not_depend_on_the_hash_seed(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(

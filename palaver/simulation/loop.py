@@ -57,22 +57,6 @@ class Chooser(Protocol):
         """A number from 0 to `stop - 1`."""
 
 
-def _below(rng: Chooser) -> Callable[[int], int]:
-    """What gives a number from 0 to the one before its argument, which is above 0. A `random.Random` gives
-    what its `randrange` would, without what that checks in each of several million draws."""
-    bits = getattr(rng, "getrandbits", None)
-    if bits is None:
-        return rng.randrange
-
-    def below(stop: int) -> int:
-        width = stop.bit_length()
-        while (number := bits(width)) >= stop:
-            pass
-        return number  # type: ignore[no-any-return]  # of whatever has the method
-
-    return below
-
-
 class VirtualLoop:
     """A gevent loop on virtual time. It is used by one hub, in one thread, for one run.
 
@@ -104,7 +88,7 @@ class VirtualLoop:
         self.exhausted = False
         self.destroyed = False
         self.idlers: list[Idle] = []
-        self._below = None if rng is None else _below(rng)
+        self._rng = rng
         self._now = 0.0
         self._tickets = count(1)
         self._timers: list[tuple[float, int, int, Timer | Wake]] = []
@@ -205,10 +189,9 @@ class VirtualLoop:
 
     def run(self) -> None:
         """Run callbacks until nothing is scheduled, the step limit is reached, or the loop is destroyed."""
-        waiting = self._callbacks
-        take = waiting.popleft if isinstance(waiting, deque) else self._choose
+        take = self._callbacks.popleft if isinstance(self._callbacks, deque) else self._choose
         while not self.destroyed:
-            if not waiting:
+            if not self._callbacks:
                 if not ((self.idlers and self._wake_idlers()) or self._advance()):
                     return
                 continue
@@ -230,9 +213,8 @@ class VirtualLoop:
 
     def _choose(self) -> Callback:
         waiting = self._callbacks
-        count = len(waiting)
-        if count > 1 and self._below is not None:
-            chosen = self._below(count)
+        if len(waiting) > 1 and self._rng is not None:
+            chosen = self._rng.randrange(len(waiting))
             waiting[chosen], waiting[-1] = waiting[-1], waiting[chosen]
         return waiting.pop()
 

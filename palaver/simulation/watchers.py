@@ -148,30 +148,12 @@ class Timer(Watcher):
     ) -> None:
         if repeat < 0.0 or isnan(repeat) or isnan(after):
             raise ValueError(f"a timer cannot take {after!r} seconds and then {repeat!r}")
-        # As `Watcher` would, spelt out here and in `start` and `stop`: each turn makes two, for its limits.
-        self.loop = loop
-        self.ref = ref
-        self.priority = priority or 0
-        self.active = False
-        self.callback = self.args = self._queued = None
-        self._after = after if after > 0.0 else 0.0
+        super().__init__(loop, ref, priority)
+        self._after = max(0.0, after)
         self._repeat = repeat
         self._counted = False
         self.due = 0.0
         self.ticket = 0
-
-    def stop(self) -> None:
-        """As `Watcher.stop`."""
-        if self.active:
-            self.active = False
-            self.ticket = 0
-            self.loop.drop_timer(self._counted, False)
-        self.callback = self.args = None
-        if self._queued is not None:
-            self._queued.stop()
-            self._queued = None
-
-    close = stop
 
     def again(self, callback: Callable[..., object], *args: Any, update: bool | None = None) -> None:
         """Start the `repeat` interval anew from now; without one, stop."""
