@@ -158,10 +158,9 @@ class RegistryRouting(RegistryClosing):
         for waiter in opening.waiters:
             if isinstance(waiter.request, DeleteSession):
                 self._delete_now(waiter)
-                continue
-            described = isinstance(waiter.request, SwitchTopic) and waiter.request.description is not None
-            if isinstance(notice.error, DescriptionRequired) and described:
-                self._again(waiter)  # the one who came first had no description, this one has
+            elif _may_fare_better(waiter, notice.error):
+                waiter.found = None  # what it was told may be as old
+                self._again(waiter)
             else:
                 waiter.fail(notice.error)
         self._tidy(opening.pair)
@@ -228,3 +227,13 @@ class RegistryRouting(RegistryClosing):
             self._opening[live].waiters.append(waiter)  # perhaps this very session: known once it is open
         else:
             self._open(waiter, pair, summary.topic, summary.handle, None, agent.config.scope(summary.sender))
+
+
+def _may_fare_better(waiter: Waiter, error: BaseException | None) -> bool:
+    """Whether what kept a conversation from opening may not concern one who only waited with others."""
+    request = waiter.request
+    if isinstance(error, DescriptionRequired):  # the one who came first had no description
+        return isinstance(request, SwitchTopic) and request.description is not None
+    # The session that the first one asked for was deleted. A topic may be opened anew, and another session of
+    # its title may be there.
+    return isinstance(error, SessionNotFound) and isinstance(request, SwitchTopic | LoadSession)

@@ -268,6 +268,30 @@ def test_who_deletes_a_passive_session_is_answered_though_the_runtime_shuts_down
     virtually(body, latency=lambda: 1.0, checked=False)
 
 
+@pytest.mark.parametrize(("passive", "after_s"), [(False, 1.25), (True, 0.5)])
+def test_a_switch_that_waits_with_the_loading_of_a_deleted_session_opens_the_topic_anew(
+    passive: bool, after_s: float
+) -> None:
+    def body(rt: Runtime) -> None:
+        cid = topic(rt)
+        handle = rt.sessions()[0].handle
+        if passive:
+            rest()
+        else:
+            rt.close(cid)
+        deleting, loading = gevent.spawn(rt.delete_session, handle), gevent.spawn(rt.load, handle)
+        gevent.sleep(after_s)
+        switching = gevent.spawn(rt.switch_topic, AGENT, "alice", "work", description="again")
+        gevent.joinall([deleting, loading, switching], timeout=60.0)
+        assert deleting.value is True
+        assert isinstance(loading.exception, SessionNotFound)
+        assert switching.value.resumed is False
+        assert rt.send(switching.value.conversation_id, "hello").text == "hello"
+        assert rt.sessions()[0].handle != handle
+
+    virtually(body, latency=lambda: 1.0)
+
+
 def test_purging_takes_what_is_passive_and_old() -> None:
     def body(rt: Runtime) -> None:
         cid = topic(rt)
