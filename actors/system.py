@@ -157,12 +157,12 @@ class System:
         )
         for tool in builtin_tools(services):
             registry.add(tool)
-        store.start()
         try:
+            store.start()
             services.turn_ids = itertools.count(max(store.call(sessions.highest_ids)) + 1)
             cls._recover(services, recover)
             return cls(services, on_failure)
-        except BaseException:
+        except BaseException:  # also a kill or a time limit while the thread opens the file
             store.stop()
             raise
 

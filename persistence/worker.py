@@ -107,16 +107,20 @@ class DatabaseWorker:
 
         Raises:
             DatabaseInUse, DatabaseTooNew, DatabaseUnusable: as `open_database`. The thread is gone then.
-            StorageError: started before.
+            StorageError: started or stopped before.
         """
-        if self._owner_pid is not None:
-            raise StorageError(f"the worker of {os.fsdecode(self._path)!r} was started before; make another")
-        self._owner_pid, self._process = os.getpid(), forks.process
-        opened = _allocate_lock()
-        opened.acquire()
-        self._wake.acquire()
-        self._ended.acquire()
-        _start_new_thread(self._main, (opened,))
+        with self._mutex:
+            if self._owner_pid is not None or self._stopping:
+                what = "stopped" if self._stopping else "started"
+                raise StorageError(
+                    f"the worker of {os.fsdecode(self._path)!r} was {what} before; make another"
+                )
+            self._owner_pid, self._process = os.getpid(), forks.process
+            opened = _allocate_lock()
+            opened.acquire()
+            self._wake.acquire()
+            self._ended.acquire()
+            _start_new_thread(self._main, (opened,))
         opened.acquire()
         if self._open_error is not None:
             raise self._open_error
@@ -195,15 +199,18 @@ class DatabaseWorker:
         return value
 
     def stop(self) -> None:
-        """Run what is queued, close the file and wait for the thread's end. Calling it again is fine.
+        """Run what is queued, close the file and wait for the thread's end. Calling it again is fine, and so is
+        calling it from another thread while `start` is still opening the file.
 
         Blocks the calling native thread. The last deliveries have been handed to `notify` then.
         """
-        if self._process is not forks.process:
+        if self._process not in (None, forks.process):  # a forked child, where the mutex may be held for ever
             self._stopping = True
             return
         with self._mutex:
             self._stopping = True
+            if self._process is None:
+                return
             self._rouse()
         with self._ended:
             pass

@@ -15,8 +15,10 @@ import gevent
 import pytest
 from gevent.monkey import get_original
 from sqlite_utils import Database
+from support import in_thread
 
 from actors.bell import bell
+from palaver import Runtime, ScriptedModel
 from persistence.database import close_database, open_database
 from persistence.errors import BacklogFull, DatabaseInUse, DatabaseUnusable, SessionNotFound, StorageError
 from persistence.records import TurnRow
@@ -609,11 +611,44 @@ def test_a_worker_that_was_not_started_takes_nothing(path: Path) -> None:
         worker.submit(handles)
     worker.stop()
     assert not path.exists()
+    with pytest.raises(StorageError, match="was stopped before"):
+        worker.start()
+    assert not path.exists()
 
 
 def test_a_worker_starts_once(worker: DatabaseWorker) -> None:
-    with pytest.raises(StorageError, match="started before"):
+    with pytest.raises(StorageError, match="was started before"):
         worker.start()
+
+
+class SlowToOpen(Committer):
+    """Opens its file when the test says so."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.reached, self.go = allocate_lock(), allocate_lock()
+        self.reached.acquire()
+        self.go.acquire()
+
+    def open(self) -> None:
+        self.reached.release()
+        with self.go:
+            super().open()
+
+
+def test_who_is_killed_while_a_file_is_opened_leaves_it_closed(path: Path) -> None:
+    committer = SlowToOpen(path)
+    worker = DatabaseWorker(path, notify=bell(), committer=committer)
+    opening = gevent.spawn(Runtime.open, path, ScriptedModel(), worker=worker)
+    gevent.sleep(0)
+    in_thread(committer.reached.acquire)
+    killing = gevent.spawn(opening.kill)
+    gevent.idle()
+    assert not killing.ready(), "the thread may still make the file"
+    committer.go.release()
+    killing.join()
+    assert path.exists()
+    close_database(open_database(path))
 
 
 def test_call_gives_up_after_its_timeout(worker: DatabaseWorker) -> None:
