@@ -199,8 +199,8 @@ class DatabaseWorker:
         return value
 
     def stop(self) -> None:
-        """Run what is queued, close the file and wait for the thread's end. Calling it again is fine, and so is
-        calling it from another thread while `start` is still opening the file.
+        """Run what is queued, close the file and wait for the thread's end. Calling it again is fine, and so
+        is calling it from another thread while `start` is still opening the file.
 
         Blocks the calling native thread. The last deliveries have been handed to `notify` then.
         """
