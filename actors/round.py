@@ -89,22 +89,28 @@ class Reader:
         self._emit = None
 
     def take(self, chunk: Chunk) -> None:
+        emit = self._emit
         if chunk.reasoning:
             reasoning = mend_text(chunk.reasoning)
             self._reasoning.append(reasoning)
-            if self._emit is not None:
+            if emit is not None:
                 if self._open is not ThinkingEnd:
                     self._segment(ThinkingStart, ThinkingEnd)
-                self._emit(ThinkingDelta(reasoning))
-        if chunk.text:
-            text = mend_text(chunk.text)
+                emit(ThinkingDelta(reasoning))
+        text = chunk.text
+        if text:
+            if (
+                not text.isascii() or "\x00" in text
+            ):  # else nothing is to mend, and pieces come in their thousands
+                text = mend_text(text)
             self._text.append(text)
-            if self._emit is not None:
+            if emit is not None:
                 if self._open is not TextEnd:
                     self._segment(TextStart, TextEnd)
-                self._emit(TextDelta(text))
-        for delta in chunk.tool_calls:
-            self._take_call(delta)
+                emit(TextDelta(text))
+        if chunk.tool_calls:
+            for delta in chunk.tool_calls:
+                self._take_call(delta)
         if chunk.finish_reason is not None:
             self._finish_reason = chunk.finish_reason
         if chunk.usage is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import gevent
@@ -330,7 +331,8 @@ class Turn:
             self._call.pause,
             self._encoded_runs(len(agent.system), len(messages) - len(self._wire), number),
         )
-        answer = self._call.run(agent.model, request, self._emit if self._heard else None)
+        show = partial(emit, self._services, state, ticket) if self._heard else None
+        answer = self._call.run(agent.model, request, show)
         self._call = None
         self._steps += 1
         if answer.usage is not None:
