@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -292,8 +293,9 @@ def test_a_process_that_is_killed_is_told_with_its_seed(small: Path, monkeypatch
 # -- at a terminal ---------------------------------------------------------------------------------
 
 
-def test_ctrl_c_ends_all_runs_and_reports_those_that_had_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["ctrl-c", "sigterm"])
+def test_a_signal_ends_all_runs_and_ctrl_c_reports_those_that_had_ended(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, places = tmp_path / "quick.toml", tmp_path / "places"
     places.mkdir()
@@ -303,14 +305,20 @@ def test_ctrl_c_ends_all_runs_and_reports_those_that_had_ended(
     child = Child("simulate", file, "--sweep", "senders.turns=1,10000000", "-j", "2", "--no-check")
     try:
         child.expect("1 of 2 runs")
-        child.type("\x03")
+        if how == "ctrl-c":
+            child.type("\x03")
+        else:
+            child.signal(signal.SIGTERM)
         status, rest = child.finish()
     finally:
         child.end()
-    assert status == 130
-    assert "senders.turns  turns/s" in rest
-    assert rest.endswith("1 of 2 runs had ended\r\n\r\ninterrupted\r\n")
     assert "Traceback" not in rest
+    if how == "ctrl-c":
+        assert status == 130
+        assert "senders.turns  turns/s" in rest
+        assert rest.endswith("1 of 2 runs had ended\r\n\r\ninterrupted\r\n")
+    else:
+        assert status == 143
     assert [*places.iterdir()] == []
     for environment in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):

@@ -19,6 +19,7 @@ from persistence.errors import DatabaseFailed, PalaverError
 F = TypeVar("F", bound=Callable[..., Any])
 
 INTERRUPTED = 130  # what a shell reports for a command that Ctrl-C ended
+TERMINATED = 143  # and for one that SIGTERM ended
 DATABASE_FAILED = 74  # EX_IOERR of sysexits.h
 DEFAULT_DB = "palaver.db"
 
@@ -57,22 +58,27 @@ def _failure(words: str, kind: type[click.ClickException] = click.ClickException
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C raise KeyboardInterrupt in the calling greenlet, for as long as the block runs.
+    """Let Ctrl-C raise KeyboardInterrupt in the calling greenlet, and SIGTERM SystemExit, for as long as the
+    block runs.
 
-    Python's own handler would raise it in whichever greenlet happens to run: a turn, say, which
-    would end with an error in place of the command.
+    Python's own handler would raise the first in whichever greenlet happens to run: a turn, say, which would
+    end with an error in place of the command. The second would leave temporary files.
     """
     waiting = gevent.getcurrent()
     loop = gevent.get_hub().loop
-    before = signal.getsignal(signal.SIGINT)
-    handler = gevent.signal_handler(
-        signal.SIGINT, lambda: loop.run_callback(waiting.throw, KeyboardInterrupt)
-    )
+    raised = {signal.SIGINT: (KeyboardInterrupt,), signal.SIGTERM: (SystemExit, TERMINATED)}
+    before = {number: signal.getsignal(number) for number in raised}
+    handlers = [
+        gevent.signal_handler(number, loop.run_callback, waiting.throw, *error)
+        for number, error in raised.items()
+    ]
     try:
         yield
     finally:
-        handler.cancel()
-        signal.signal(signal.SIGINT, before)
+        for handler in handlers:
+            handler.cancel()
+        for number, handling in before.items():
+            signal.signal(number, handling)
 
 
 def db_option(**changes: Any) -> Callable[[F], F]:

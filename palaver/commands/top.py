@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +23,6 @@ from palaver.stats import Stats, rates
 
 ANSWER_S = 10.0
 HEADS_EVERY = 20
-TERMINATED = 143  # what a shell reports for a command that SIGTERM ended
 
 
 @click.command()
@@ -55,12 +53,6 @@ def top(socket: str, interval: float, once: bool, as_json: bool) -> None:
                 _show(watch)
     except KeyboardInterrupt:
         return
-    except _Terminated:
-        sys.exit(TERMINATED)
-
-
-class _Terminated(BaseException):
-    """SIGTERM came."""
 
 
 class Watch:
@@ -152,23 +144,16 @@ def _show(watch: Watch) -> None:
             leave.set()
             wake.set()
 
-    waiting = gevent.getcurrent()
-    terminated = gevent.signal_handler(
-        signal.SIGTERM, lambda: gevent.get_hub().loop.run_callback(waiting.throw, _Terminated)
-    )
     last: list[str] = []
-    try:
-        with Screen(wake.set, key) as screen:
-            looker = gevent.spawn(_keep_looking, watch, wake)
-            try:
-                while not leave.is_set():
-                    last = _draw(watch, screen)
-                    wake.wait()
-                    wake.clear()
-            finally:
-                looker.kill()
-    finally:
-        terminated.cancel()
+    with Screen(wake.set, key) as screen:
+        looker = gevent.spawn(_keep_looking, watch, wake)
+        try:
+            while not leave.is_set():
+                last = _draw(watch, screen)
+                wake.wait()
+                wake.clear()
+        finally:
+            looker.kill()
     click.echo("\n".join(last))
 
 
