@@ -63,12 +63,17 @@ class Permit:
     def begin(self) -> None:
         """Wait for a place; from then on the time counts."""
         self._greenlet = gevent.getcurrent()
-        self._enter(first=False)
+        try:
+            self._enter(first=False)
+        except BaseException:
+            self.end()
+            raise
 
     def end(self) -> None:
         """The call is over: give its place back, if it has one."""
         self._over = True
         self._greenlet = None  # it serves others from now on
+        self._on_stuck = None  # it refers to who holds this: no cycle that only the collector ends
         self._leave()
 
     def pause(self, seconds: float) -> None:
@@ -113,5 +118,6 @@ class Permit:
         self._greenlet.throw(GreenletExit)
 
     def _give_up(self) -> None:
-        if self.leave_behind() and self._on_stuck is not None:
-            self._on_stuck()
+        on_stuck = self._on_stuck
+        if self.leave_behind() and on_stuck is not None:
+            on_stuck()

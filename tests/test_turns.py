@@ -40,6 +40,7 @@ from palaver import (
     HistoryEntry,
     Lagged,
     Limits,
+    ModelError,
     ModelRequest,
     NoActiveTurn,
     Reply,
@@ -48,6 +49,7 @@ from palaver import (
     ScriptedModel,
     StorageError,
     TextDelta,
+    Tool,
     ToolCall,
     ToolCallsComplete,
     ToolContext,
@@ -1296,15 +1298,61 @@ def test_a_callers_own_timeout_ends_its_wait_and_nothing_else() -> None:
         assert services(rt).directory.tickets == {}
 
 
-def test_a_turn_leaves_nothing_for_the_collector_of_cycles(tmp_path: Path) -> None:
-    with runtime(tmp_path / "a.db") as rt:
+def replying(request: ModelRequest) -> Reply:
+    """What was asked for: a failure, or the call of a tool by its name; and then an answer."""
+    last = request.messages[-1]
+    if last["role"] == "tool" or last["content"] == "hello":
+        return Reply("done")
+    if last["content"] == "fail":
+        raise ModelError("the endpoint is down")
+    return Reply(tool_calls=[(last["content"], {})])
+
+
+def plain(rt: Runtime, cid: int) -> None:
+    rt.send(cid, "hello")
+
+
+def with_tools(rt: Runtime, cid: int) -> None:
+    assert rt.send(cid, "nap").text == "done"
+
+
+def that_fails(rt: Runtime, cid: int) -> None:
+    assert rt.send(cid, "fail").stop_reason == "error"
+
+
+def cancelled_in_a_tool(rt: Runtime, cid: int) -> None:
+    ticket = rt.submit(cid, "cancel")  # the tool does
+    assert ticket.result().stop_reason == "cancelled"
+
+
+def summarized(rt: Runtime, cid: int) -> None:
+    assert rt.summarize(cid)
+
+
+@pytest.mark.parametrize("turn", [plain, with_tools, that_fails, cancelled_in_a_tool, summarized])
+def test_a_turn_leaves_nothing_for_the_collector_of_cycles(
+    turn: Callable[[Runtime, int], None], tmp_path: Path
+) -> None:
+    def nap() -> str:
+        return "slept"
+
+    def cancel(call: ToolContext) -> None:
+        assert call.conversation_id == cid
+        rt.cancel(cid)
+
+    with runtime(
+        tmp_path / "a.db", ScriptedModel(replying, keep_requests=0), tools=[Tool(nap), Tool(cancel)]
+    ) as rt:
         cid = rt.switch_topic(AGENT, "alice", "auth", "d").conversation_id
-        rt.send(cid, "the first turn asks for a title too")
+        rt.send(cid, "hello")  # the first turn asks for a title too
+        let_run()
+        turn(rt, cid)
         gc.collect()
         gc.disable()
         gc.set_debug(gc.DEBUG_SAVEALL)
         try:
-            rt.send(cid, "hello")
+            turn(rt, cid)
+            let_run()
             gc.collect()
             left = [type(found) for found in gc.garbage]
         finally:
