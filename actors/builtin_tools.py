@@ -5,6 +5,7 @@ All are scoped to the turn's agent and sender by the runtime, never by an argume
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from actors.errors import ConversationClosed
@@ -22,7 +23,14 @@ BUILTIN_NAMES = ("search_topics", "switch_topic", "recall", "remember", "forget"
 def builtin_tools(services: Services) -> list[Tool]:
     """The tools of `BUILTIN_NAMES`, for one runtime."""
     memory = _MemoryTools(services)
-    return [Tool(getattr(memory, name)) for name in BUILTIN_NAMES]
+    return [tool.calling(getattr(memory, name)) for name, tool in _tools().items()]
+
+
+@functools.cache
+def _tools() -> dict[str, Tool]:
+    """The tools of no runtime: reading their signatures takes longer than the rest of a runtime's start."""
+    nobodys = _MemoryTools(None)  # type: ignore[arg-type]  # only its signatures are read
+    return {name: Tool(getattr(nobodys, name)) for name in BUILTIN_NAMES}
 
 
 class _MemoryTools:

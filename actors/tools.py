@@ -5,6 +5,7 @@ A tool runs in a greenlet of its own, so it may block through gevent; it must no
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import logging
@@ -107,6 +108,12 @@ class Tool:
 
     def __repr__(self) -> str:
         return f"Tool({self.name!r})"
+
+    def calling(self, function: Callable[..., Any]) -> Tool:
+        """This tool with another function of the same signature, which is not read again: that is slow."""
+        other = copy.copy(self)
+        other.function = function
+        return other
 
     def call(self, arguments: str, context: ToolContext) -> str:
         """Call the function with arguments that a model wrote, and return its result as text.

@@ -13,6 +13,8 @@ from sqlite_utils import Database
 from persistence import holders
 from persistence.errors import DatabaseInUse, DatabaseTooNew, DatabaseUnusable, StorageError
 from persistence.migrations import MIGRATIONS_TABLE, NAMES, SET, TABLES, migrations
+from persistence.newtables import make_tables
+from persistence.transaction import transaction
 
 MEMORY = ":memory:"
 LOCK_WAIT_S = 0.25
@@ -152,15 +154,17 @@ def _prepare(conn: sqlite3.Connection, name: str, create: bool) -> Database:
         f"journal_size_limit={_WAL_BYTES}",
     ):
         db.execute(f"PRAGMA {setting}").fetchall()
-    db.execute("BEGIN IMMEDIATE")  # also takes the lock on a file that was created just now
-    try:
-        if fresh or migrations.pending(db):
+    with transaction(db):  # also takes the lock, and keeps it, on a file that was created just now
+        fresh = _is_empty(db)
+        if not fresh and migrations.pending(db):
             migrations.apply(db)
-        db.commit()
-    except BaseException:
-        db.rollback()
-        raise
+    if fresh:
+        make_tables(db)
     return db
+
+
+def _is_empty(db: Database) -> bool:
+    return not db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
 
 
 def _check_schema(db: Database, name: str) -> bool:

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import gevent
@@ -18,9 +19,10 @@ from sqlite_utils.plugins import pm
 from support import folder_for_all  # noqa: F401 - a fixture
 
 from persistence import database as database_module
+from persistence import newtables
 from persistence.database import close_database, open_database
 from persistence.errors import DatabaseInUse, DatabaseTooNew, DatabaseUnusable, StorageError
-from persistence.migrations import NAMES, TABLES, migrations
+from persistence.migrations import MIGRATIONS_TABLE, NAMES, TABLES, migrations
 from persistence.sessions import open_session
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -353,6 +355,50 @@ def test_the_known_migrations_are_the_ones_that_are_applied(db: sqlite_utils.Dat
     assert tables.issuperset(TABLES)
 
 
+@pytest.fixture(params=[True, False], ids=["copied", "migrated"])
+def made(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tables are made as where SQLite can copy a database from bytes, and as where it cannot."""
+    monkeypatch.setattr(newtables, "_COPIES", request.param)
+    newtables.image.cache_clear()
+    yield
+    newtables.image.cache_clear()
+
+
+def content(conn: sqlite3.Connection) -> dict[str, list[tuple[object, ...]]]:
+    """All rows of all tables, without the moments of the migrations."""
+    schema = conn.execute("SELECT type, name, tbl_name, rootpage, sql FROM sqlite_master").fetchall()
+    tables = [name for kind, name, *_ in schema if kind == "table"]
+    rows = {name: conn.execute(f'SELECT * FROM "{name}"').fetchall() for name in tables}
+    rows[MIGRATIONS_TABLE] = [row[:-1] for row in rows[MIGRATIONS_TABLE]]
+    return {"the schema": schema, **rows}
+
+
+@pytest.mark.usefixtures("made")
+def test_a_new_database_holds_what_the_migrations_make_one_after_the_other(path: Path) -> None:
+    one_by_one = sqlite_utils.Database(memory=True)
+    for name in (*NAMES[1:], None):
+        migrations.apply(one_by_one, stop_before=name)
+    expected = content(one_by_one.conn)
+    assert len(expected["the schema"]) > 30
+    for new in (path, ":memory:"):
+        db = open_database(new)
+        assert content(db.conn) == expected
+        assert [pragma(db, "user_version"), pragma(db, "integrity_check")] == [0, "ok"]
+        assert pragma(db, "journal_mode") == ("memory" if new == ":memory:" else "wal")
+        close_database(db)
+
+
+@pytest.mark.usefixtures("made")
+def test_a_new_file_says_when_its_own_tables_were_made(path: Path) -> None:
+    close_database(open_database(":memory:"))
+    before = datetime.now(UTC).replace(microsecond=0)
+    db = open_database(path)
+    for each in migrations.applied(db):
+        assert before <= datetime.fromisoformat(each.applied_at) <= datetime.now(UTC)
+    close_database(db)
+
+
+@pytest.mark.usefixtures("made")
 def test_a_migration_that_fails_leaves_a_new_file_without_tables(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

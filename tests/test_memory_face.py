@@ -15,7 +15,9 @@ from support import (
     topic,
 )
 
-from palaver import AgentNotRegistered, InvalidInput, MemoryEntry, Runtime, ScriptedModel, StorageError
+from actors import tools
+from actors.builtin_tools import builtin_tools
+from palaver import AgentNotRegistered, InvalidInput, MemoryEntry, Reply, Runtime, ScriptedModel, StorageError
 from palaver.memory import Memory
 from persistence.sources import Sources
 
@@ -218,3 +220,19 @@ def test_200_greenlets_write_and_read_at_once(runtimes: Runtimes) -> None:
     gevent.joinall(workers, raise_error=True)
     assert [worker.value for worker in workers] == [[f"note {number}"] for number in range(200)]
     assert len(rt.memory.entries("crab", "sender 3")) == 20
+
+
+def test_the_tools_of_each_runtime_reach_its_own_memory(runtimes: Runtimes) -> None:
+    told = [(name, ("remember", {"name": "who", "content": f"{name} was here"})) for name in ("one", "two")]
+    opened = [runtimes.open(ScriptedModel([Reply(tool_calls=[call]), "ok"])) for _, call in told]
+    for rt in opened:
+        rt.send(topic(rt), "remember it")
+    for rt, (name, _) in zip(opened, told, strict=True):
+        assert [entry.content for entry in rt.memory.entries("crab", "alice", "note")] == [f"{name} was here"]
+
+
+def test_the_tools_of_a_second_runtime_need_no_reading_of_signatures(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = builtin_tools("one")  # type: ignore[arg-type]
+    monkeypatch.setattr(tools, "read_signature", None)
+    second = builtin_tools("two")  # type: ignore[arg-type]
+    assert [tool.schema for tool in second] == [tool.schema for tool in first]
