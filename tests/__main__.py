@@ -78,6 +78,8 @@ def commands() -> list[list[str]]:
 def quick_files() -> Iterator[dict[str, str]]:
     """The environment of the tests, whose temporary files are in memory if there is room; gone at the end."""
     environment = dict(os.environ)
+    # They start some hundred processes, and each would compile everything anew.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     room = os.access(RAM_DISK, os.W_OK) and shutil.disk_usage(RAM_DISK).free >= ROOM_BYTES
     if "TMPDIR" in environment or not room:
         yield environment

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import gevent
 import pytest
 from click.testing import CliRunner, Result
@@ -121,11 +122,32 @@ try:
     main()
 except SystemExit as done:
     assert done.code == 0
-import pykka
-print(type(pykka.ActorRegistry._actor_refs_lock._block).__module__)
+print(type(sys.modules["pykka"].ActorRegistry._actor_refs_lock._block).__module__)
+"""
+    done = launch("chat", "--help", code=code)
+    assert done.stdout.splitlines()[-1] == "gevent.thread", done
+
+
+def test_a_process_imports_the_command_that_it_runs_and_no_other():
+    code = """
+import sys
+from palaver.commands import palaver
+try:
+    palaver()
+except SystemExit:
+    print(sorted(name for name in sys.modules if name.startswith(("palaver.commands.", "actors."))))
 """
     done = launch("--version", code=code)
-    assert done.stdout.splitlines()[1:] == ["gevent.thread"], done
+    assert done.stdout.splitlines()[-1] == "['palaver.commands.base', 'palaver.commands.output']", done
+
+
+def test_help_lists_every_command_and_each_has_its_own():
+    listed = palaver.list_commands(click.Context(palaver))
+    assert listed == sorted(listed)
+    text = run("--help").output
+    for name in listed:
+        assert f"  {name} " in text
+        assert run(name, "--help").exit_code == 0
 
 
 def test_an_unknown_command_is_a_usage_error():
@@ -262,7 +284,8 @@ def test_a_read_only_file_is_refused(stored: Path, shown_folder: Path):
     code = """
 from gevent import monkey
 monkey.patch_all()
-from palaver.commands import palaver  # before the rights to read it are gone
+import palaver.commands.verify, pprint  # a hub wants the latter; before the rights to read them are gone
+from palaver.commands import palaver
 import os
 if os.getuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)
 palaver()

@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import click
 import gevent.pool
 import pytest
 
@@ -300,7 +301,9 @@ def test_first_two_commands_of_the_readme_are_a_line_each_and_what_ci_runs() -> 
 def test_the_readme_names_all_commands_and_no_other() -> None:
     table = re.findall(r"^\| `palaver (.*?)` \|", (ROOT / "README.md").read_text("utf-8"), re.MULTILINE)
     named = {row.split()[0]: re.findall(r"(?:^\w+ |`)([a-z]+)", row) for row in table}
-    groups = {name: [*getattr(command, "commands", {})] for name, command in command_line.commands.items()}
+    context = click.Context(command_line)
+    commands = {name: command_line.get_command(context, name) for name in command_line.list_commands(context)}
+    groups = {name: [*getattr(command, "commands", {})] for name, command in commands.items()}
     assert {name: sorted(named[name]) for name, inner in groups.items() if inner} == {
         name: sorted(inner) for name, inner in groups.items() if inner
     }

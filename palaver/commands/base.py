@@ -6,8 +6,9 @@ import errno
 import signal
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, TypeVar
 
 import click
@@ -26,7 +27,26 @@ DEFAULT_DB = "palaver.db"
 
 class PlainErrors(click.Group):
     """A group whose errors are one line on stderr, and exit status 1; 74 if the database failed while it was
-    in use, 130 for Ctrl-C."""
+    in use, 130 for Ctrl-C.
+
+    Args:
+        homes: each command, and its module in this package, which is imported when the command is wanted;
+            with ":NAME" where it is not called there as it is here.
+    """
+
+    def __init__(self, *args: Any, homes: Mapping[str, str], **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._homes = homes
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(self._homes)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self._homes:
+            return None
+        module, _, name = self._homes[cmd_name].partition(":")
+        found: click.Command = getattr(import_module(f"palaver.commands.{module}"), name or cmd_name)
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

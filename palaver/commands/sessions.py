@@ -7,6 +7,8 @@ from sqlite_utils import Database
 
 from palaver.commands.base import agent_option, db_option, json_option, sender_option
 from palaver.commands.output import counted, echo_json, facts, local_time, one_line, printable, table
+from palaver.commands.retention import purge, unfinished
+from palaver.commands.timers import timers
 from palaver.offline import offline
 from persistence import sessions as stored
 from persistence.errors import SessionNotFound
@@ -18,6 +20,10 @@ from persistence.transaction import transaction
 @click.group()
 def sessions() -> None:
     """List, show, delete and purge stored conversations, and what they have left to do."""
+
+
+for _elsewhere in (purge, timers, unfinished):
+    sessions.add_command(_elsewhere)
 
 
 @sessions.command("list")
