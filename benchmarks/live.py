@@ -130,8 +130,9 @@ class Crowd:
                     for _ in range(BYSTANDERS // len(self._topics))
                     for one in self._topics
                 ]
+                callers = [gevent.spawn(ticket.result) for ticket in tickets]
                 took.append(self._list())
-                gevent.joinall([gevent.spawn(ticket.result) for ticket in tickets], raise_error=True)
+                gevent.joinall(callers, raise_error=True)
         return Series(tuple(took)), hub
 
 

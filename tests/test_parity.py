@@ -41,6 +41,7 @@ from palaver import (
     Ticket,
     Tool,
     UserSteered,
+    looking,
 )
 from persistence.sources import Sources
 
@@ -237,6 +238,57 @@ def test_list_active_answers_while_a_conversation_is_opening(runtimes: Runtimes)
         assert [info.state for info in rt.list_active()] == ["opening"]
     assert opening.get() == 1
     assert [info.state for info in rt.list_active()] == ["idle"]
+
+
+def crowded(rt: Runtime, monkeypatch: pytest.MonkeyPatch, *, parts: int) -> list[int]:
+    """The ids of so many conversations that a listing has so many parts."""
+    monkeypatch.setattr(looking, "LISTING_BURST", 5)
+    return [rt.get_or_create("crab", f"sender {n}") for n in range(5 * parts)]
+
+
+def test_list_active_lets_timers_run_between_the_parts_of_a_long_listing(
+    runtimes: Runtimes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rt = runtimes.open()
+    ids = crowded(rt, monkeypatch, parts=40)
+    runs: list[None] = []
+    timer = gevent.get_hub().loop.timer(0, 1e-6)
+    timer.start(runs.append, None)
+    try:
+        assert [info.id for info in rt.list_active()] == ids
+    finally:
+        timer.close()
+    assert len(runs) >= 30  # all parts are fewer callbacks than gevent runs before it looks at timers
+
+
+def test_list_active_of_few_lets_nothing_run_meanwhile(
+    runtimes: Runtimes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rt = runtimes.open()
+    ids = crowded(rt, monkeypatch, parts=1)
+    closing = gevent.spawn(rt.close, ids[0])
+    assert [info.id for info in rt.list_active()] == ids
+    assert closing.get() is True
+
+
+def test_a_long_list_active_has_once_and_in_order_what_lives_throughout(
+    runtimes: Runtimes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rt = runtimes.open()
+    ids = crowded(rt, monkeypatch, parts=3)
+    ways: list[int] = []
+
+    def change() -> None:
+        """Between two parts: close one of those before and one of those behind, and open another."""
+        ways.append(len(ways))
+        rt.close(ids[5 * len(ways) - 1])
+        rt.close(ids[5 * len(ways)])
+        rt.get_or_create("crab", f"new {len(ways)}")
+
+    monkeypatch.setattr(looking, "_give_way", change)
+    listed = [info.id for info in rt.list_active()]
+    assert ways == [0, 1]
+    assert listed == [cid for cid in ids if cid not in (ids[5], ids[10])]
 
 
 # -- close -----------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from palaver import (
     ScriptedModel,
     Ticket,
     TurnResult,
+    looking,
 )
 from palaver.simulation.loop import VirtualClock, current_loop, run_virtual
 from persistence.inline import InlineWorker
@@ -98,6 +99,20 @@ def wait(seconds: float) -> None:
 
 def conversation(rt: Runtime) -> int:
     return rt.switch_topic(AGENT, "alice", "auth", "d").conversation_id
+
+
+@pytest.mark.parametrize("order", [None, 1])
+def test_a_long_listing_takes_no_virtual_time(order: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looking, "LISTING_BURST", 5)
+
+    def body(rt: Runtime) -> None:
+        ids = [rt.get_or_create(AGENT, f"sender {n}") for n in range(50)]
+        waiting = gevent.spawn(wait, 1e-9)
+        assert [info.id for info in rt.list_active()] == ids
+        assert current_loop().now() == 0.0
+        waiting.join()
+
+    on_virtual_time(body, order=order)
 
 
 # -- a random workload ---------------------------------------------------------------------------------

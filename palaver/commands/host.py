@@ -22,7 +22,9 @@ from palaver.logs import set_up
 from palaver.toml.reading import BadConfigFile
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-COLLECTED_AFTER = (5_000, 10, 1_000)  # a turn leaves no cycles: seldom, and all of memory hardly ever
+# A turn leaves no cycles: seldom, and all of memory hardly ever. A second look is at no more than three first
+# ones have left, so that nobody waits long for it.
+COLLECTED_AFTER = (5_000, 2, 5_000)
 
 
 @click.command()
