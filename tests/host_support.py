@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gevent
 import pytest
 from gevent import socket
 
@@ -112,9 +111,3 @@ def served_hosts(folder: Path) -> Iterator[Hosts]:
     opened = Hosts(folder)
     yield opened
     opened.close()
-
-
-def settle() -> None:
-    """Let everything run that is ready."""
-    for _ in range(20):
-        gevent.sleep(0)

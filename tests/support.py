@@ -26,8 +26,8 @@ from palaver import AgentConfig, Chunk, HistoryEntry, ModelRequest, Runtime, Scr
 from persistence.worker import Committer, DatabaseWorker
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE_S = 20.0  # a test that takes longer waits for something that never comes
 PROCESS_S = 60.0  # what a process of its own may take by the clock: starting one is seconds of computing
+PATIENCE_S = PROCESS_S  # a test that takes longer waits for something that never comes
 DEADLINE_S = 30.0
 IDLE = 0.01  # a process that uses less of a core than this does nothing
 

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from gevent.event import Event
 from gevent.pywsgi import WSGIServer
+from support import PATIENCE_S
 from terminal import Child, children_without_monitor, close
 
 from palaver import AgentConfig, ModelRequest, Reply, Runtime, ScriptedModel, Tool
@@ -26,7 +27,6 @@ from persistence.errors import StorageError
 __all__ = ["children_without_monitor"]
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE_S = 30
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from functools import partial
 
 import gevent
 import pytest
-from support import Runtimes, handle_of, opened_runtimes, topic
+from support import Runtimes, handle_of, opened_runtimes, topic, until
 from turns_support import HeldModel, let_run, race
 
 from palaver import (
@@ -119,9 +119,7 @@ def test_a_tool_can_delete_the_session_that_it_runs_in(runtimes: Runtimes) -> No
     runtime.append(rt)
     result = rt.send(topic(rt), "forget all of this")
     assert result.stop_reason == "cancelled"
-    let_run()
-    assert rt.sessions() == []
-    assert rt.conversation_count() == 0
+    until(lambda: not rt.sessions() and rt.conversation_count() == 0)
 
 
 @pytest.mark.parametrize("seed", range(20))

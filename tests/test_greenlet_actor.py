@@ -1001,7 +1001,7 @@ def test_trap_08_and_13_a_process_works_and_ends_quietly(first, patch):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert (done.stdout, done.stderr, done.returncode) == ("done\n", "", 0)

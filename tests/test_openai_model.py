@@ -18,6 +18,7 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 from model_server import Exchange, ModelServer, cut, drops, part, says, sse, stalls, status, streams
+from support import PATIENCE_S, PROCESS_S
 
 from actors.errors import InvalidConfig, ModelError, NotPatched
 from actors.models.base import Chunk, Model, ModelRequest, ToolCallDelta
@@ -51,7 +52,7 @@ def connect(server: ModelServer) -> Iterator[Any]:
         models.append(OpenAIModel(arguments.pop("base_url", server.url), **arguments))
         return models[-1]
 
-    with gevent.Timeout(30):
+    with gevent.Timeout(PATIENCE_S):
         yield make
     for model in models:
         model.close()
@@ -70,7 +71,7 @@ def fails(model: OpenAIModel, request: ModelRequest = ASKED) -> str:
 
 def until(condition: Any) -> None:
     """Let other greenlets run until the condition holds."""
-    with gevent.Timeout(5):
+    with gevent.Timeout(PATIENCE_S):
         while not condition():
             gevent.idle()
 
@@ -265,7 +266,7 @@ def test_a_compressed_stream_is_read(server, connect):
 def test_a_stream_that_stays_open_after_done_is_not_waited_for(server, connect):
     server.answers.append(stalls(says("bye")))
     assert text_of(connect().stream(ASKED)) == "bye"
-    assert server.hung_up.wait(5)
+    assert server.hung_up.wait(PATIENCE_S)
 
 
 def test_a_break_after_the_finish_reason_takes_nothing_away(server, connect):
@@ -606,13 +607,13 @@ def test_a_redirect_is_an_error_and_the_key_goes_nowhere_else(server, connect):
 def test_an_endpoint_that_never_answers_is_given_up(server, connect):
     server.answers.append(stalls(head=False))
     assert "idle_timeout_s" in fails(connect(idle_timeout_s=0.05, retries=0))
-    assert server.hung_up.wait(5)
+    assert server.hung_up.wait(PATIENCE_S)
 
 
 def test_a_stream_that_stalls_is_given_up_and_not_tried_again(server, connect):
     server.answers.append(stalls(sse(part("a"), done=False)))
     assert "said nothing for 0.05 s (idle_timeout_s)" in fails(connect(idle_timeout_s=0.05))
-    assert server.hung_up.wait(5)
+    assert server.hung_up.wait(PATIENCE_S)
     assert len(server.requests) == 1
 
 
@@ -636,7 +637,7 @@ def drip(exchange: Exchange) -> None:
 def test_an_endless_drip_ends_with_the_total_time(server, connect):
     server.answers.append(drip)
     assert "total_timeout_s" in fails(connect(total_timeout_s=0.5))
-    assert server.hung_up.wait(5)
+    assert server.hung_up.wait(PATIENCE_S)
 
 
 @pytest.mark.parametrize("head", [False, True])
@@ -644,7 +645,7 @@ def test_trap_27_the_total_time_covers_a_stall_and_its_slot_is_free_again(server
     server.answers.append(stalls(head=head))
     model = connect(total_timeout_s=0.5, max_concurrent=1)
     assert "0.5 s (total_timeout_s)" in fails(model)
-    assert server.hung_up.wait(5)
+    assert server.hung_up.wait(PATIENCE_S)
     assert text_of(connect().stream(ASKED)) == "hello"
     server.answers.append(stalls(head=head))
     assert "total_timeout_s" in fails(model)
@@ -659,7 +660,7 @@ def test_an_error_body_that_stalls_is_told_by_its_status(server, connect):
     server.answers.append(respond)
     message = fails(connect(idle_timeout_s=0.05))
     assert "answered 403" in message
-    assert server.hung_up.wait(5)
+    assert server.hung_up.wait(PATIENCE_S)
 
 
 def test_no_alarm_goes_off_while_the_consumer_has_a_chunk(server, connect):
@@ -693,7 +694,7 @@ def test_no_more_requests_are_under_way_than_allowed(server, connect):
         gevent.idle()
     assert server.at_once == 3
     release.set()
-    gevent.joinall(asking, timeout=10)
+    gevent.joinall(asking, timeout=PATIENCE_S)
     assert [greenlet.value for greenlet in asking] == ["ok"] * 10
     assert server.most_at_once == 3
     assert server.connections == 3
@@ -719,7 +720,7 @@ def test_a_killed_greenlet_closes_its_connection_and_frees_its_slot(server, conn
         until(lambda: server.at_once == 1)
         asking.kill()
         assert isinstance(asking.value, gevent.GreenletExit)
-        assert server.hung_up.wait(5)
+        assert server.hung_up.wait(PATIENCE_S)
         assert text_of(model.stream(ASKED)) == "hello"
 
 
@@ -741,7 +742,7 @@ def test_a_closed_iterator_closes_its_connection_and_frees_its_slot(server, conn
     stream = model.stream(ASKED)
     next(stream)
     stream.close()
-    assert server.hung_up.wait(5)
+    assert server.hung_up.wait(PATIENCE_S)
     assert text_of(model.stream(ASKED)) == "hello"
 
 
@@ -768,7 +769,7 @@ def test_trap_27_a_response_is_closed_even_if_somebody_still_holds_it(server, co
     else:
         with pytest.raises(ModelError):
             next(stream)
-    assert server.hung_up.wait(5)
+    assert server.hung_up.wait(PATIENCE_S)
     assert len(held) == 1
 
 
@@ -778,7 +779,7 @@ def test_a_timeout_of_the_callers_own_comes_out_as_it_is_and_frees_the_slot(serv
     with pytest.raises(gevent.Timeout) as caught, gevent.Timeout(0.05) as alarm:
         list(model.stream(ASKED))
     assert caught.value is alarm
-    assert server.hung_up.wait(5)
+    assert server.hung_up.wait(PATIENCE_S)
     assert text_of(model.stream(ASKED)) == "hello"
 
 
@@ -786,7 +787,7 @@ def test_trap_27_connections_are_kept_for_as_many_requests_as_may_be_under_way(s
     model = connect(max_concurrent=20)
     for _ in range(3):
         asking = [gevent.spawn(lambda: text_of(model.stream(ASKED))) for _ in range(20)]
-        gevent.joinall(asking, timeout=10)
+        gevent.joinall(asking, timeout=PATIENCE_S)
         assert [greenlet.value for greenlet in asking] == ["hello"] * 20
     assert server.connections <= 20
 
@@ -912,7 +913,12 @@ def test_a_process_that_gevent_has_not_patched_is_refused():
         "except Exception as error:\n    print(type(error).__name__, error)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", program],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=PROCESS_S,
+        check=True,
     )
     assert done.stdout.startswith(NotPatched.__name__)
     assert "monkey.patch_all()" in done.stdout

@@ -532,10 +532,10 @@ def test_conversation_id_takes_as_long_among_5000_conversations_as_among_10(runt
     def best_time() -> float:
         times = []
         for _ in range(5):
-            began = time.perf_counter()
+            began = time.thread_time()  # a busy machine is no reason to fail
             for _ in range(200):
                 rt.conversation_id("crab", "sender 9")
-            times.append(time.perf_counter() - began)
+            times.append(time.thread_time() - began)
         return min(times)
 
     for number in range(10):

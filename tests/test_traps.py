@@ -17,6 +17,7 @@ import gevent
 import pytest
 from gevent.event import Event as Signal
 from gevent.monkey import get_original
+from support import PROCESS_S
 from turns_support import (
     AGENT,
     blocking_monitor,
@@ -363,7 +364,7 @@ def test_trap_08_a_process_that_forgets_to_shut_down_ends_and_keeps_what_it_ackn
         [sys.executable, "-c", PROCESS, str(path)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PROCESS_S,
         cwd=ROOT,
         check=False,
     )
@@ -436,13 +437,14 @@ class Held(Committer):
             super()._commit(db)
 
 
+@never_blocks_the_hub
 def test_trap_17_a_commit_that_hangs_stops_nobody_who_does_not_wait_for_it(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     committer = Held(path)
     with runtime(path, worker=DatabaseWorker(path, notify=bell(), committer=committer)) as rt:
         cid = rt.switch_topic(AGENT, "alice", "auth", "d").conversation_id
         tmp = rt.get_or_create(AGENT, "bob")
-        with committer.gate, blocking_monitor() as blocks:
+        with committer.gate:
             waiting = gevent.spawn(rt.send, cid, "stored")
             let_run()
             for number in range(200):
@@ -450,7 +452,6 @@ def test_trap_17_a_commit_that_hangs_stops_nobody_who_does_not_wait_for_it(tmp_p
                 assert len(rt.list_active()) == 2
                 assert rt.conversation(cid) is not None
             assert not waiting.ready()
-            assert blocks == []
         assert waiting.get().text == "stored"
 
 
