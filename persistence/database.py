@@ -6,6 +6,7 @@ import contextlib
 import os
 import shlex
 import sqlite3
+from typing import Literal
 from urllib.parse import quote
 
 from sqlite_utils import Database
@@ -140,8 +141,8 @@ def _prepare(conn: sqlite3.Connection, name: str, create: bool) -> Database:
     # Before the first read: in this mode that read takes the lock, and no shared-memory file is made.
     conn.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
     db = Database(conn, execute_plugins=False)
-    fresh = _check_schema(db, name)
-    if fresh and not create:
+    tables = _check_schema(db, name)
+    if tables == "new" and not create:
         raise DatabaseUnusable(f"{name!r} is empty: Palaver has stored nothing in it; check the path")
     mode = db.execute("PRAGMA journal_mode=WAL").fetchall()[0][0]
     if mode != ("memory" if name == MEMORY else "wal"):
@@ -155,10 +156,10 @@ def _prepare(conn: sqlite3.Connection, name: str, create: bool) -> Database:
     ):
         db.execute(f"PRAGMA {setting}").fetchall()
     with transaction(db):  # also takes the lock, and keeps it, on a file that was created just now
-        fresh = _is_empty(db)
-        if not fresh and migrations.pending(db):
+        empty = tables == "new" and _is_empty(db)
+        if tables != "current" and not empty:
             migrations.apply(db)
-    if fresh:
+    if empty:
         make_tables(db)
     return db
 
@@ -167,14 +168,15 @@ def _is_empty(db: Database) -> bool:
     return not db.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchall()
 
 
-def _check_schema(db: Database, name: str) -> bool:
-    """Whether the file is new. Changes nothing; refuses what is not Palaver's or is newer."""
+def _check_schema(db: Database, name: str) -> Literal["new", "behind", "current"]:
+    """How far the file's tables are. Changes nothing; refuses what is not Palaver's or is newer."""
     tables = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()]
     if not tables:
-        return True
+        return "new"
     applied: list[str] = []
     if MIGRATIONS_TABLE in tables:
-        applied = [migration.name for migration in migrations.applied(db)]
+        names = f"SELECT name FROM {MIGRATIONS_TABLE} WHERE migration_set = ?"
+        applied = [row[0] for row in db.execute(names, [SET]).fetchall()]
     if not applied:
         raise DatabaseUnusable(f"{name!r} holds tables of another program; give Palaver a file of its own")
     newer = [each for each in applied if each not in NAMES]
@@ -183,10 +185,12 @@ def _check_schema(db: Database, name: str) -> bool:
             f"{name!r} was changed by a newer Palaver ({SET} migration {newer[0]}); "
             "open it with that version, or give another path"
         )
-    missing = [table for table in TABLES if table not in tables] if len(applied) == len(NAMES) else []
+    if len(applied) < len(NAMES):
+        return "behind"
+    missing = [table for table in TABLES if table not in tables]
     if missing:
         raise DatabaseUnusable(f"{name!r} is damaged: its table {missing[0]} is missing; {damaged(name)}")
-    return False
+    return "current"
 
 
 def _refusal(name: str, error: sqlite3.Error) -> StorageError:
