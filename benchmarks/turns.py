@@ -78,6 +78,7 @@ ONE, HUNDRED, STREAMED, THOUSAND = LOADS = (
 FEWER = tuple(attrs.evolve(load, turns=load.turns // 3) for load in LOADS)
 SENDERS = (1, 10, 100, 1_000, 10_000)
 RAW_COMMITS = (1, 10, 100, 1_000)
+RAW_THERE = 74_000.0  # turns/s by `raw`, 1,000 to a commit, on the machine of which rates were asked
 FIGURES = {
     "p50_ms": "p50, ms",
     "p99_ms": "p99, ms",
@@ -122,6 +123,12 @@ def raw(turns_per_commit: int, turns: int = 2_000, clock: Callable[[], float] = 
         spent = clock() - began
         close_database(db)
     return turns / spent
+
+
+def rate_goal(what: str, rate: Series, raws: Series, asked: float) -> Goal:
+    """A rate that was asked of another machine, as the part of `raw` that it was there."""
+    words = f"{what}, over raw sqlite3 ({asked:,.0f} of {RAW_THERE:,.0f} asked)"
+    return Goal(words, ratio(rate, raws), asked / RAW_THERE)
 
 
 def write_raw(connection: sqlite3.Connection, turns_per_commit: int, turns: int) -> None:
@@ -216,7 +223,7 @@ def _goals(measured: dict[Load, tuple[list[Figures], Series]]) -> list[Goal]:
     worst = max(series(each, "blocked_ms").median for each in figures.values())
     return [
         Goal("1 sender, over raw sqlite3 with a commit a turn", ratio(rate[one], measured[one][1]), 0.35),
-        Goal("1,000 senders, turns/s", rate[many].median, 6_000),
+        rate_goal("1,000 senders", rate[many], measured[many][1], 6_000),
         Goal("100 senders, p99 over p50", ratio(p99, p50), 3, at_most=True),
         Goal("1,000 senders, commits per turn", thousand["commits_per_turn"], 0.1, at_most=True),
         Goal("1,000 senders, bytes on disk per turn", thousand["bytes_per_turn"], 1_536, at_most=True),
