@@ -6,6 +6,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TextIO
@@ -56,17 +57,22 @@ def simulate(
     """
     if database is not None and database.exists():
         raise SimulationError(f"{str(database)!r} exists; a simulation makes its own database")
-    clock = SystemClock()
-    began_s = clock.monotonic()
     with ExitStack() as stack:
         path = database
         if path is None and _needs_file(workload):
             folder = stack.enter_context(TemporaryDirectory(prefix="palaver-simulation-"))
             path = Path(folder) / "simulated.db"
-        run = Run(workload, seed, path, trace, acts, check=check)
         stack.enter_context(quietly())
-        violation = _lived(run, progress)
-    return run.figures.outcome(seed, clock.monotonic() - began_s, violation)
+        return _lived_through(partial(Run, workload, seed, path, trace, acts, check=check), progress)
+
+
+def _lived_through(make: Callable[[], Run], progress: Progress | None) -> Outcome:
+    """The outcome of a run that nothing keeps afterwards: it is what `quietly` collects."""
+    clock = SystemClock()
+    began_s = clock.monotonic()
+    run = make()
+    violation = _lived(run, progress)
+    return run.figures.outcome(run.seed, clock.monotonic() - began_s, violation)
 
 
 def _lived(run: Run, progress: Progress | None) -> Violation | None:
@@ -97,13 +103,13 @@ def quietly() -> Iterator[None]:
     before, collects = logging.root.manager.disable, gc.isenabled()
     logging.disable(logging.CRITICAL)
     if collects:
-        gc.collect()
         gc.freeze()
         gc.disable()
     try:
         yield
     finally:
         if collects:
-            gc.enable()
+            gc.collect()  # what the run has left; what was there before is frozen, and not looked at
             gc.unfreeze()
+            gc.enable()
         logging.disable(before)
