@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,9 +27,21 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+@functools.cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trees_that_are_let_go() -> Iterator[None]:
+    """The collector of later tests is not to walk them."""
+    yield
+    tree_of.cache_clear()
+
+
 def running_code(path: Path) -> Iterator[ast.AST]:
     """The nodes of a module, without what only a type checker reads."""
-    waiting: list[ast.AST] = [ast.parse(path.read_text())]
+    waiting: list[ast.AST] = [tree_of(path)]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -57,18 +70,18 @@ def test_there_is_something_to_check() -> None:
 def test_imports_run_one_way_also_for_the_type_checker(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
     above = PACKAGES[PACKAGES.index(package) + 1 :]
-    everything = imported(iter(ast.walk(ast.parse(path.read_text()))))
+    everything = imported(iter(ast.walk(tree_of(path))))
     assert [module for module, _ in everything if module.split(".")[0] in above] == []
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if "persistence" not in p.parts], ids=name_of)
 def test_time_randomness_and_ids_are_handed_in(path: Path) -> None:
+    nodes = [*running_code(path)]
     found = [
         (module, name)
-        for module, name in imported(running_code(path))
+        for module, name in imported(iter(nodes))
         if module.split(".")[0] in OF_THE_HOST or (module, name) == ("os", "urandom")
     ]
-    nodes = [*running_code(path)]
     keys = {id(key) for node in nodes if isinstance(node, ast.Dict) for key in node.keys}
     for node in nodes:
         if isinstance(node, ast.Attribute) and node.attr in ("urandom", "utcnow", "getrandom"):
@@ -142,7 +155,7 @@ def test_the_private_names_of_pykka_are_known() -> None:
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p != ROOT / "actors" / "greenlet.py"], ids=name_of)
 def test_only_greenlet_py_touches_pykkas_private_names(path: Path) -> None:
-    nodes = list(ast.walk(ast.parse(path.read_text())))
+    nodes = list(ast.walk(tree_of(path)))
     found = [
         (module, name)
         for module, name in imported(iter(nodes))
@@ -162,7 +175,7 @@ def test_no_actor_of_ours_overrides_a_private_name_of_pykka(actor: type) -> None
         path = Path(str(__import__("sys").modules[cls.__module__].__file__))
         stored = {
             node.attr
-            for node in ast.walk(ast.parse(path.read_text()))
+            for node in ast.walk(tree_of(path))
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
             if ast.unparse(node.value) == "self"
         }
