@@ -65,6 +65,8 @@ class Store:
             # While answers are under way, the hub must not take it that nothing can happen any more.
             self._keep_alive = loop.async_()
             worker.soon = loop.run_callback
+            # gevent looks at timers and sockets after fifty callbacks, and before a timer of no time is up.
+            worker.pause = loop.timer(0).start
 
     def start(self) -> None:
         """Open the file, off the hub; raises what opening it raises."""

@@ -33,6 +33,7 @@ __all__ = ["Committer", "DatabaseWorker", "InlineWorker", "Job", "Then", "Worker
 T = TypeVar("T")
 
 LARGEST_BATCH = 5_000
+ANSWERED_AT_ONCE = 1_000  # some 10 ms of an event loop's time
 IDLE_S = 1.0
 # From a message's acceptance its turn's end is three callbacks away, if nothing has to be waited for: the
 # turn begins, it reports to its conversation, and that stores the end.
@@ -58,8 +59,8 @@ class DatabaseWorker:
     Args:
         path: the file, or ":memory:".
         notify: called in the worker's thread once after each commit with a function that calls every
-            `then` of the batch; hand that to the thread that they belong to. Without it they are called in
-            the worker's thread.
+            `then` of the batch, or sees to it (`pause`); hand that to the thread that they belong to. Without
+            it they are called in the worker's thread.
         backlog: jobs that may wait.
         create: whether a missing file is made.
         committer: runs the batches; tests hand in one that fails on purpose.
@@ -67,6 +68,9 @@ class DatabaseWorker:
             anybody waits; with what everything is refused with from then on. May be set before `start`.
 
     Attributes:
+        pause: may be set by whoever is notified in an event loop: calls a function as soon as what is due in
+            that loop has had its turn, timers and sockets included. The answers of a large batch are given a
+            thousand at a time then, with a pause in between. Without it they are given all at once.
         soon: may be set by whoever submits from an event loop, as with gevent's `hub.loop.run_callback`:
             calls a function with arguments as a later callback of the submitting thread. The thread is roused
             a few rounds of callbacks after the first `write` then, so that all that they write goes into one
@@ -90,6 +94,8 @@ class DatabaseWorker:
         self._committer = committer or Committer(path, create=create)
         self.on_failure = on_failure
         self.soon: Callable[..., object] | None = None
+        self.pause: Callable[[Callable[[], None]], object] | None = None
+        self._answered: deque[Item] = deque()  # and not told yet to whoever waits
         self._queue: deque[Item] = deque()
         self._due: deque[tuple[Backup, Item]] = deque()
         self._mutex = _allocate_lock()
@@ -352,15 +358,35 @@ class DatabaseWorker:
             elif item.then is not None:
                 waiting.append(item)
         if waiting:
-            self._deliver(lambda: deliver(waiting))
+            self._deliver(partial(self._give, waiting))
 
     def _tell_failure(self) -> None:
         if self._committer.failed is not None and self.on_failure is not None:
             tell, self.on_failure = self.on_failure, None
-            self._deliver(partial(tell, self._committer.refusal()))
+            refusal = self._committer.refusal()
+            self._answer([Item(nothing, lambda _value, _error: tell(refusal))])  # behind all answers
 
     def _deliver(self, answers: Callable[[], None]) -> None:
         try:
             self._notify(answers)
         except Exception:  # whoever waits is gone, say with its hub; what is queued is still stored
             log.exception("the answers of the database could not be delivered")
+
+    # -- where `notify` leads to ------------------------------------------------------------------
+
+    def _give(self, answers: list[Item]) -> None:
+        """Give these answers, behind those that have not been given yet."""
+        under_way = bool(self._answered)
+        self._answered.extend(answers)
+        if not under_way:
+            self._give_some()
+
+    def _give_some(self) -> None:
+        left = self._answered
+        if self.pause is None or len(left) <= ANSWERED_AT_ONCE:
+            some = [*left]
+            left.clear()
+        else:
+            some = [left.popleft() for _ in range(ANSWERED_AT_ONCE)]
+            self.pause(self._give_some)
+        deliver(some)

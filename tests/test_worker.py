@@ -18,6 +18,7 @@ from sqlite_utils import Database
 from support import in_thread
 
 from actors.bell import bell
+from actors.storage import Store
 from palaver import Runtime, ScriptedModel
 from persistence.database import close_database, open_database
 from persistence.errors import BacklogFull, DatabaseInUse, DatabaseUnusable, SessionNotFound, StorageError
@@ -160,6 +161,57 @@ def test_notify_is_called_once_for_a_batch_and_delivers_in_order(path: Path) -> 
     worker.stop()
     assert order == list(range(50))
     assert len(calls) == 1
+
+
+def test_the_answers_of_a_large_batch_are_given_in_order_with_pauses_in_between(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("persistence.worker.ANSWERED_AT_ONCE", 10)
+    pauses: list[Callable[[], None]] = []
+    order: list[int] = []
+    worker = DatabaseWorker(path)
+    worker.pause = pauses.append
+    worker.start()
+
+    def submit(numbers: range) -> None:
+        gate = Gate(worker)
+        for n in numbers:
+            worker.submit(lambda _db: None, lambda _v, _e, n=n: order.append(n))
+        gate.open()
+        worker.call(lambda _db: None)
+
+    submit(range(25))
+    submit(range(25, 30))
+    worker.stop()
+    for given in (10, 20, 30):
+        assert order == list(range(given)), "what came later waits behind what has not been given yet"
+        if given < 30:
+            pauses.pop()()
+    assert pauses == []
+
+
+def test_a_hub_serves_its_timers_between_the_answers_of_a_large_batch(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("persistence.worker.ANSWERED_AT_ONCE", 1)
+    worker = DatabaseWorker(path, notify=bell())
+    store = Store(worker)
+    store.start()
+    runs: list[None] = []
+    answered_after: list[int] = []
+    timer = gevent.get_hub().loop.timer(0, 1e-6)
+    timer.start(runs.append, None)
+    try:
+        gate = Gate(worker)
+        for _ in range(99):
+            store.submit(lambda _db: None, lambda _v, _e: answered_after.append(len(runs)))
+        last = store.begin(lambda _db: None)
+        gate.open()
+        last.get()
+    finally:
+        timer.close()
+    store.stop()
+    assert answered_after[-1] - answered_after[0] >= 90
 
 
 def test_answers_reach_greenlets_through_the_hub(path: Path) -> None:
