@@ -23,12 +23,18 @@ HERE = Path(__file__).resolve().parent
 RAM_DISK = Path("/dev/shm")
 ROOM_BYTES = 2 * 1024**3  # the tests leave some 500 MB
 GUARANTEES = "test_reliability.py"
-# Two checks that take as long as all others together.
-LONGEST = tuple(f"{GUARANTEES}::test_guarantee[{name}]" for name in ("seeds", "state-machine"))
+
+
+def guarantee(check: str) -> str:
+    """One of these checks, which then runs elsewhere."""
+    return f"{GUARANTEES}::test_guarantee[{check}]"
+
+
 BESIDE = {
     "the checks of the guarantees": (GUARANTEES,),
     "the tests of simulation, and the checks that simulate": (
-        *LONGEST,
+        guarantee("seeds"),  # these two take half as long as all others together
+        guarantee("state-machine"),
         "test_arrivals.py",
         "test_pytest_plugin.py",
         "test_queueing.py",
@@ -53,6 +59,7 @@ BESIDE = {
         "test_planted.py",
         "test_planted_gaps.py",
         "test_power_loss.py",
+        guarantee("signals"),
     ),
 }
 
@@ -65,7 +72,7 @@ def pytest(*arguments: str) -> list[str]:
 def commands() -> list[list[str]]:
     """The command of each process; that of everything else is the last."""
     common = ("-p", "no:cacheprovider", "--durations=10")  # several processes would write one cache
-    elsewhere = [f"--deselect=tests/{name}" for name in LONGEST]
+    elsewhere = [f"--deselect=tests/{name}" for names in BESIDE.values() for name in names if "::" in name]
     made = []
     for names in BESIDE.values():
         here = [*(str(HERE / name) for name in names), *(elsewhere if GUARANTEES in names else ())]
