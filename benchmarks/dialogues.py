@@ -45,8 +45,8 @@ def recording(most: int) -> tuple[str, list[Dialogue]]:
     return "the demonstration's", many
 
 
-def play(dialogues: Sequence[Dialogue]) -> tuple[float, float]:
-    """Turns/s, and how long the hub was blocked, in ms."""
+def play(dialogues: Sequence[Dialogue]) -> tuple[float, float, float]:
+    """Turns/s, how long the hub was blocked, and what of that it worked itself, in ms."""
     model = RecordedModel(dialogues, chunk_chars=0)
     tools = recorded_tools(dialogues)
     with temporary_file() as path, running(path, model, tools=tools) as rt, settled():
@@ -63,7 +63,7 @@ def play(dialogues: Sequence[Dialogue]) -> tuple[float, float]:
             turns = sum(pool.imap_unordered(talk, dialogues))
             spent = time.perf_counter() - began
     gevent.sleep(0)
-    return turns / spent, hub.blocked_ms
+    return turns / spent, hub.blocked_ms, hub.busy_ms
 
 
 def run(quick: bool, tell: Tell) -> Part:
@@ -74,10 +74,11 @@ def run(quick: bool, tell: Tell) -> Part:
     for number in range(rounds):
         tell(f"round {number + 1} of {rounds}, {len(dialogues):,} dialogues")
         found.append((*play(dialogues), raw(AT_ONCE)))
-    rates, blocked, raws = (Series(tuple(values)) for values in zip(*found, strict=True))
+    rates, blocked, busy, raws = (Series(tuple(values)) for values in zip(*found, strict=True))
     rows = [
         Row(f"turns/s, {calls:,} tool calls among them", {"ours": rates, "raw": raws}),
         Row("hub blocked, ms", {"ours": blocked}),
+        Row("of which at work itself, ms", {"ours": busy}),
     ]
     goals = [
         rate_goal("turns/s with tool calls", rates, raws, 4_000),
