@@ -47,6 +47,12 @@ class Directory:
         router = self.routers.get((agent, sender))
         return None if router is None else router.current()
 
+    def topic(self, agent: str, sender: str, title: str) -> int | None:
+        """The pair's live conversation of that topic, or None."""
+        router = self.routers.get((agent, sender))
+        found = None if router is None else router.by_title.get(title)
+        return found if found in self._conversations else None
+
     # -- conversations -----------------------------------------------------------------------------
 
     @property

@@ -92,9 +92,15 @@ class Looking(Later):
         self._owner.check()
         return len(self._conversations)
 
-    def conversation_id(self, agent: str, sender: str) -> int | None:
-        """The pair's active conversation, or None; in constant time, and makes nothing."""
+    def conversation_id(self, agent: str, sender: str, *, topic: str | None = None) -> int | None:
+        """The pair's active conversation, or None; in constant time, and makes nothing.
+
+        Args:
+            topic: the conversation of the topic with this title instead, if it is live.
+        """
         self._owner.check()
+        if topic is not None:
+            return self._services.directory.topic(agent, sender, topic)
         active = self._services.directory.active(agent, sender)
         if active is None and self._services.directory.passive and self._refusal is None:
             active = self._ask_registry(FindActive(agent, sender))

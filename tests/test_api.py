@@ -1750,6 +1750,19 @@ def test_no_title_is_asked_for_without_an_answer(runtimes: Runtimes) -> None:
 # -- stored sessions -------------------------------------------------------------------------------
 
 
+def test_a_live_topic_is_found_by_its_title(runtimes: Runtimes) -> None:
+    rt = runtimes.open()
+    work = rt.switch_topic("crab", "alice", "work", "d").conversation_id
+    play = rt.switch_topic("crab", "alice", "play", "d").conversation_id
+    assert rt.conversation_id("crab", "alice") == play
+    assert rt.conversation_id("crab", "alice", topic="work") == work
+    for agent, sender, title in ("crab", "alice", "rest"), ("crab", "bob", "work"), ("fish", "alice", "work"):
+        assert rt.conversation_id(agent, sender, topic=title) is None
+    rt.close(work)
+    assert rt.conversation_id("crab", "alice", topic="work") is None
+    assert rt.conversation_id("crab", "alice", topic="play") == play
+
+
 def test_resume_after_a_reopening_goes_on_in_the_same_context(runtimes: Runtimes) -> None:
     rt = runtimes.open(tools=[LOOK], model=ScriptedModel([Reply(tool_calls=[("look", {})]), "up it is"]))
     cid = topic(rt)

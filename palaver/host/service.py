@@ -104,11 +104,7 @@ class Service:
         if (cid := _by_id(fields)) is not None:
             return cid
         agent, sender, topic = fields["agent"], fields["sender"], fields.get("topic")
-        if topic is None:
-            cid = self.rt.conversation_id(agent, sender)
-        else:
-            found = [each.id for each in self.rt.list_active() if _is(each, agent, sender, topic)]
-            cid = found[0] if found else None
+        cid = self.rt.conversation_id(agent, sender, topic=topic)
         if cid is None:
             of = f", topic {topic!r}" if topic is not None else ""
             raise ConversationNotFound(f"no conversation of agent {agent!r}, sender {sender!r}{of} is live")
@@ -170,10 +166,6 @@ def _by_id(fields: Fields) -> int | None:
                 f"{name} is missing"
             )
     return None
-
-
-def _is(info: Any, agent: str, sender: str, topic: str) -> bool:
-    return (info.agent, info.sender, info.topic) == (agent, sender, topic)
 
 
 def _call(fields: Fields) -> dict[str, Any]:
