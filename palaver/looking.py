@@ -32,7 +32,7 @@ from persistence.records import (
     TurnRow,
 )
 
-LISTING_BURST = 5_000  # conversations listed before others get their turn: some 5 ms
+LISTING_BURST = 2_000  # conversations listed before others get their turn: some 5 ms
 
 
 class Looking(Later):
@@ -43,7 +43,7 @@ class Looking(Later):
     def list_active(self) -> list[ConversationInfo]:
         """All live conversations, in the order in which they became live. Asks no conversation.
 
-        Up to 5,000 are listed at one moment, and nothing else runs meanwhile. What is more is listed 5,000 at
+        Up to 2,000 are listed at one moment, and nothing else runs meanwhile. What is more is listed 2,000 at
         a time, and greenlets, timers and sockets get their turn in between: each line is of a conversation
         that is live when its part is listed; none is there twice, none is missing that is live throughout,
         and none is there that became live after the listing had begun.
