@@ -97,20 +97,15 @@ class Reader:
                 if self._open is not ThinkingEnd:
                     self._segment(ThinkingStart, ThinkingEnd)
                 emit(ThinkingDelta(reasoning))
-        text = chunk.text
-        if text:
-            if (
-                not text.isascii() or "\x00" in text
-            ):  # else nothing is to mend, and pieces come in their thousands
-                text = mend_text(text)
+        if chunk.text:
+            text = mend_text(chunk.text)
             self._text.append(text)
             if emit is not None:
                 if self._open is not TextEnd:
                     self._segment(TextStart, TextEnd)
                 emit(TextDelta(text))
-        if chunk.tool_calls:
-            for delta in chunk.tool_calls:
-                self._take_call(delta)
+        for delta in chunk.tool_calls:
+            self._take_call(delta)
         if chunk.finish_reason is not None:
             self._finish_reason = chunk.finish_reason
         if chunk.usage is not None:

@@ -51,8 +51,7 @@ _thread_ident: Callable[[], int] = get_original("_thread", "get_ident")
 
 
 class Chooser(Protocol):
-    """What picks among runnable callbacks: a `random.Random`, whose `getrandbits` is asked for what its
-    `randrange` would return, or anything with a `randrange`."""
+    """What picks among runnable callbacks: a `random.Random`, or anything with its `randrange`."""
 
     def randrange(self, stop: int, /) -> int:
         """A number from 0 to `stop - 1`."""
@@ -90,7 +89,6 @@ class VirtualLoop:
         self.destroyed = False
         self.idlers: list[Idle] = []
         self._rng = rng
-        self._bits: Callable[[int], int] | None = getattr(rng, "getrandbits", None)
         self._now = 0.0
         self._tickets = count(1)
         self._timers: list[tuple[float, int, int, Timer | Wake]] = []
@@ -214,16 +212,9 @@ class VirtualLoop:
                 queued.args = None
 
     def _choose(self) -> Callback:
-        waiting, bits = self._callbacks, self._bits
-        runnable = len(waiting)
-        if runnable > 1 and self._rng is not None:
-            if bits is None:
-                chosen = self._rng.randrange(runnable)
-            else:  # as randrange does, which takes five calls for it
-                size = runnable.bit_length()
-                chosen = bits(size)
-                while chosen >= runnable:
-                    chosen = bits(size)
+        waiting = self._callbacks
+        if len(waiting) > 1 and self._rng is not None:
+            chosen = self._rng.randrange(len(waiting))
             waiting[chosen], waiting[-1] = waiting[-1], waiting[chosen]
         return waiting.pop()
 
