@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
 import gevent
 
@@ -34,17 +34,24 @@ from persistence.records import TurnResult
 
 PAY_AGAIN_S = 5.0
 
-_MADE_AT_FIRST_USE: dict[str, Callable[[], Any]] = {
-    "_queue": WorkQueue,
-    "_cancels": dict,
-    "_looked_up": dict,
-    "_early_steers": list,
-    "_ending": dict,
-    "_keys": dict,
-    "_undelivered": list,
-    "_settled": list,
-    "_orphans": dict,
-}
+T = TypeVar("T")
+
+
+class _AtFirstUse(Generic[T]):
+    """An attribute that is made when it is first read. Unlike a `__getattr__` it takes nothing from the other
+    attributes of its class: with one of those, each of them is looked up the slow way."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._name = ""
+
+    def __set_name__(self, owner: type[object], name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type[object] | None = None) -> T:
+        made = self._make()
+        setattr(instance, self._name, made)
+        return made
 
 
 class ConversationCore(GreenletActor):
@@ -66,15 +73,15 @@ class ConversationCore(GreenletActor):
     _on_quiet: GreenletFuture[Any] | None = None
     _title_greenlet: gevent.Greenlet | None = None
     _pay_timer: gevent.Greenlet | None = None
-    _queue: WorkQueue
-    _cancels: dict[int, list[tuple[GreenletFuture[bool], bool]]]
-    _looked_up: dict[int, Ticket]  # whose keys are asked for
-    _early_steers: list[Ticket]  # of a turn that is being stored
-    _ending: dict[int, list[GreenletFuture[bool]]]  # ends under way, and who cancels too late
-    _keys: dict[str, Ticket]  # a tmp chat's idempotency keys
-    _undelivered: list[Any]  # messages that came after the last one that was handled
-    _settled: list[GreenletFuture[None]]
-    _orphans: dict[int, Ticket]  # of a predecessor that died
+    _queue = _AtFirstUse(WorkQueue)
+    _cancels = _AtFirstUse[dict[int, list[tuple[GreenletFuture[bool], bool]]]](dict)
+    _looked_up = _AtFirstUse[dict[int, Ticket]](dict)  # whose keys are asked for
+    _early_steers = _AtFirstUse[list[Ticket]](list)  # of a turn that is being stored
+    _ending = _AtFirstUse[dict[int, list[GreenletFuture[bool]]]](dict)  # under way, and who cancels too late
+    _keys = _AtFirstUse[dict[str, Ticket]](dict)  # a tmp chat's idempotency keys
+    _undelivered = _AtFirstUse[list[Any]](list)  # messages that came after the last one that was handled
+    _settled = _AtFirstUse[list[GreenletFuture[None]]](list)
+    _orphans = _AtFirstUse[dict[int, Ticket]](dict)  # of a predecessor that died
 
     def __init__(
         self,
@@ -96,16 +103,6 @@ class ConversationCore(GreenletActor):
                 ticket.owner = self.actor_ref
         if moved is not None:
             self._move_in(moved)
-
-    if not TYPE_CHECKING:  # or every misspelt name would be one that may be there
-
-        def __getattr__(self, name: str) -> Any:
-            make = _MADE_AT_FIRST_USE.get(name)
-            if make is None:
-                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-            made = make()
-            setattr(self, name, made)
-            return made
 
     def _move_in(self, moved: MovedConversation) -> None:
         if moved.session is not None:
