@@ -7,6 +7,7 @@ named tuples: each turn makes seven, and a frozen attrs class takes two to three
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import chain
@@ -428,6 +429,8 @@ def _insert_sql(table: str, columns: str, count: int, width: int) -> str:
 
 @lru_cache(maxsize=512)
 def _update_sql(table: str, setting: str, where: str, count: int, width: int) -> str:
+    if count == 1:  # a table of one row takes SQLite several times as long as the row
+        return re.sub(r"v\.column(\d+)", r"?\1", f"UPDATE {table} SET {setting} WHERE {where}")
     return f"UPDATE {table} SET {setting} FROM ({_values(count, width)}) AS v WHERE {where}"
 
 
