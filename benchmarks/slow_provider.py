@@ -22,7 +22,7 @@ from gevent.pywsgi import WSGIServer  # noqa: E402
 
 from palaver import ModelRequest  # noqa: E402
 from palaver.simulation import Workload  # noqa: E402
-from palaver.simulation.provider import Answer, Provider  # noqa: E402
+from palaver.simulation.provider import Provider  # noqa: E402
 from palaver.simulation.run import Run  # noqa: E402
 
 LONGEST_S = 600.0
@@ -37,24 +37,26 @@ class Endpoint:
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., object]) -> Iterator[bytes]:
         body = json.loads(environ["wsgi.input"].read())
-        answer = self._answer(ModelRequest(model=body["model"], messages=body["messages"]))
+        seconds, text = self._drawn(ModelRequest(model=body["model"], messages=body["messages"]))
         start_response("200 OK", [("Content-Type", "text/event-stream")])
-        return self._say(answer)
+        return self._say(seconds, text)
 
-    def _answer(self, request: ModelRequest) -> Answer:
-        """What the simulated provider would answer."""
+    def _drawn(self, request: ModelRequest) -> tuple[float, str]:
+        """How long the simulated provider would take, and what it would answer."""
         provider = self._provider
         act, place = provider._place(request)  # noqa: SLF001 - what it draws is what has to be the same
-        return provider._draw(act, place, 0, request)  # noqa: SLF001
+        answer = provider._draw(act, place, 0, False)  # noqa: SLF001
+        text = provider._text(act, place, answer.tokens, request)  # noqa: SLF001
+        return answer.first_s + answer.rest_s, text
 
-    def _say(self, answer: Answer) -> Iterator[bytes]:
+    def _say(self, seconds: float, text: str) -> Iterator[bytes]:
         slots = self._provider.slots
         slots.enter()
         try:
-            gevent.sleep(answer.first_s + answer.rest_s)
+            gevent.sleep(seconds)
         finally:
             slots.leave()
-        said = {"index": 0, "delta": {"content": answer.text}, "finish_reason": "stop"}
+        said = {"index": 0, "delta": {"content": text}, "finish_reason": "stop"}
         event = {"object": "chat.completion.chunk", "choices": [said]}
         yield f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n".encode()
 

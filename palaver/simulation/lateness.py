@@ -8,7 +8,7 @@ from palaver.simulation.errors import SimulationError
 from persistence.committer import Committer, Item
 from persistence.writes import WriteSet
 
-TOGETHER = 512
+TOGETHER = 128  # always so many: a statement for as many rows as before is compiled already
 
 
 class LateCommitter(Committer):
@@ -40,16 +40,16 @@ class LateCommitter(Committer):
             self.jobs += len(batch)
             self.largest_batch = max(self.largest_batch, len(batch))
             self._late += [Item(item.work) for item in batch]  # theirs ends with their answers
-            if len(self._late) >= TOGETHER:
-                self._catch_up()
+            while len(self._late) >= TOGETHER:
+                self._catch_up(TOGETHER)
 
     def close(self) -> None:
         """As `Committer.close`."""
         self._catch_up()
         super().close()
 
-    def _catch_up(self) -> None:
-        items, self._late = self._late, []
+    def _catch_up(self, most: int | None = None) -> None:
+        items, self._late = self._late[:most], [] if most is None else self._late[most:]
         if not items:
             return
         counted = self.commits, self.jobs, self.largest_batch

@@ -32,6 +32,7 @@ from actors.greenlet import release_idle_workers
 from actors.own_turn import kill_turns
 from palaver.simulation.errors import SimulationError, SimulationStuck, TooManySteps, refuse, refused
 from palaver.simulation.watchers import Async, Callback, Idle, Timer, Wake
+from persistence.sources import plain_bits
 
 Result = TypeVar("Result")
 
@@ -65,7 +66,7 @@ class VirtualLoop:
             timers of one instant by priority, then in the order they were started.
         max_steps: callbacks to run at most; then the loop stops and sets `exhausted`.
 
-    `now()` and `steps` can be read after the run.
+    `instant`, the virtual seconds since it was made, and `steps` can be read after the run.
     """
 
     default = False
@@ -88,20 +89,25 @@ class VirtualLoop:
         self.exhausted = False
         self.destroyed = False
         self.idlers: list[Idle] = []
-        self._rng = rng
-        self._now = 0.0
+        self.instant = 0.0
         self._tickets = count(1)
         self._timers: list[tuple[float, int, int, Timer | Wake]] = []
         self._stale = 0
         self._referenced = 0
         self._thread = _thread_ident()
-        self._callbacks: deque[Callback] | list[Callback] = deque() if rng is None else []
+        self._callbacks: deque[Callback] | list[Callback]
+        if rng is None:
+            self._callbacks = first_come = deque[Callback]()
+            self._take = first_come.popleft
+        else:
+            self._callbacks = waiting = list[Callback]()
+            self._take = _taking(waiting, rng)
 
     # -- what gevent asks for -------------------------------------------------------------------------
 
     def now(self) -> float:
         """Virtual seconds since the loop was made."""
-        return self._now
+        return self.instant
 
     @property
     def runnable(self) -> int:
@@ -121,7 +127,7 @@ class VirtualLoop:
 
     def call_later(self, seconds: float, function: Callable[..., object], *args: Any) -> Wake:
         """Call `function(*args)` in the hub after so many virtual seconds; cheaper than a timer."""
-        return Wake(self, self._now + seconds, function, args)
+        return Wake(self, self.instant + seconds, function, args)
 
     def idle(self, ref: bool = True, priority: int | None = None) -> Idle:
         """An idle watcher, not started."""
@@ -159,6 +165,7 @@ class VirtualLoop:
     def destroy(self) -> None:
         """Drop everything that is scheduled. The loop cannot run again."""
         self.destroyed = True
+        self.max_steps = -1
         self._callbacks.clear()
         self._timers.clear()
         self.idlers.clear()
@@ -185,18 +192,14 @@ class VirtualLoop:
         return dropped
 
     def _format(self) -> str:
-        return f"virtual time {self._now:.6f} s, {self.steps} steps"
+        return f"virtual time {self.instant:.6f} s, {self.steps} steps"
 
     def run(self) -> None:
         """Run callbacks until nothing is scheduled, the step limit is reached, or the loop is destroyed."""
-        take = self._callbacks.popleft if isinstance(self._callbacks, deque) else self._choose
-        while not self.destroyed:
-            if not self._callbacks:
-                if not ((self.idlers and self._wake_idlers()) or self._advance()):
-                    return
-                continue
+        waiting, take = self._callbacks, self._take
+        while waiting or (self.idlers and self._wake_idlers()) or self._advance():
             if self.steps >= self.max_steps:
-                self.exhausted = True
+                self.exhausted = not self.destroyed
                 return
             queued = take()
             callback, args = queued.callback, queued.args
@@ -210,13 +213,6 @@ class VirtualLoop:
                 self.handle_error(queued, *sys.exc_info())
             finally:
                 queued.args = None
-
-    def _choose(self) -> Callback:
-        waiting = self._callbacks
-        if len(waiting) > 1 and self._rng is not None:
-            chosen = self._rng.randrange(len(waiting))
-            waiting[chosen], waiting[-1] = waiting[-1], waiting[chosen]
-        return waiting.pop()
 
     def _wake_idlers(self) -> bool:
         for watcher in self.idlers:
@@ -252,7 +248,7 @@ class VirtualLoop:
         """Move time to the next timer and queue all that are due then; False if none keeps the loop alive."""
         if not self._referenced:
             return False
-        fired, now = False, self._now
+        fired, now = False, self.instant
         while self._timers:
             due, _, ticket, timer = self._timers[0]
             if due == inf or (fired and due > now):
@@ -262,10 +258,33 @@ class VirtualLoop:
                 self._stale -= 1
                 continue
             if due > now:
-                self._now = now = due
+                self.instant = now = due
             timer.fire()
             fired = True
         return fired
+
+
+def _taking(waiting: list[Callback], rng: Chooser) -> Callable[[], Callback]:
+    """What takes one of `waiting` out, chosen by `rng`. To call its `randrange` costs more than all the rest,
+    so what that is known to do is done here."""
+    randrange, bits = rng.randrange, plain_bits(rng)
+
+    def take() -> Callback:
+        count = len(waiting)
+        if count == 1:
+            return waiting.pop()
+        if bits is None:
+            chosen = randrange(count)
+        else:
+            width = count.bit_length()
+            chosen = bits(width)
+            while chosen >= count:
+                chosen = bits(width)
+        taken, waiting[chosen] = waiting[chosen], waiting[-1]
+        waiting.pop()
+        return taken
+
+    return take
 
 
 class VirtualClock:
@@ -286,10 +305,10 @@ class VirtualClock:
         self._epoch = epoch
 
     def monotonic(self) -> float:
-        return self._loop.now()
+        return self._loop.instant
 
     def wall(self) -> float:
-        return self._epoch + self._loop.now()
+        return self._epoch + self._loop.instant
 
 
 def current_loop() -> VirtualLoop:
@@ -315,7 +334,7 @@ def pause(seconds: float) -> None:
     if not isinstance(loop, VirtualLoop):
         current_loop()
         return
-    wake = Wake(loop, loop.now() + seconds, getcurrent().switch, ())
+    wake = Wake(loop, loop.instant + seconds, getcurrent().switch, ())
     try:
         hub.switch()
     finally:

@@ -8,11 +8,11 @@ answers, and on nothing else that happens: it stays the same when other acts are
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from attrs import define
+from attrs import define, evolve
 
 from actors.errors import ModelError
 from actors.greenlet import GreenletFuture
@@ -20,6 +20,7 @@ from actors.models.base import Chunk, ModelRequest, ToolCallDelta
 from actors.models.plain import plain_summary, plain_title
 from actors.models.retry import back_off
 from actors.tools import ToolContext
+from palaver.simulation.distributions import Fixed
 from palaver.simulation.loop import pause
 from persistence.sources import seeded_random
 
@@ -71,8 +72,7 @@ class Answer:
     rest_s: float
     stall_s: float
     tool: bool
-    call: str
-    text: str
+    tokens: float
     jitter: float
 
     def random(self) -> float:
@@ -103,7 +103,7 @@ class Slots:
 
     def enter(self) -> None:
         """Wait for a place."""
-        if not self.full:
+        if not self._most or self.taken < self._most:
             self.taken += 1
             return
         mine: GreenletFuture[None] = GreenletFuture()
@@ -135,7 +135,9 @@ class Provider:
         self._streams = Streams("provider", run.seed)
         faults = ("limited", "limited"), ("error", "errors"), ("empty", "empty"), ("cut", "cuts")
         self._faults = [(fault, rate) for fault, name in faults if (rate := getattr(self._rates, name))]
+        self._refuses = self._profile.over == "429"
         self._others = 0
+        self._same = self._undrawn()
         self.slots = Slots(self._profile.concurrency)
 
     def stream(self, request: ModelRequest) -> Iterator[Chunk]:
@@ -158,9 +160,16 @@ class Provider:
         act, place = self._place(request)
         attempt = 0
         while True:
-            answer = self._draw(act, place, attempt, request)
-            failure = yield from self._attempt(act, answer, request)
-            if failure is None:
+            if self._same is not None:
+                answer = self._same[self._run.healing]
+            else:
+                answer = self._draw(act, place, attempt, bool(request.tools))
+            failure = self._begin(act, answer, request)
+            if not failure:
+                try:
+                    yield from self._say(act, place, answer, request)
+                finally:
+                    self.slots.leave()
                 return
             self._run.figures.answer_failed(failure)
             self._run.note("model", failure, act=act, attempt=attempt)
@@ -178,26 +187,23 @@ class Provider:
             attempt += 1
             pause(wait_s)
 
-    def _attempt(self, act: int, answer: Answer, request: ModelRequest) -> Generator[Chunk, None, str | None]:
-        """One attempt; what is wrong, if nothing was said."""
+    def _begin(self, act: int, answer: Answer, request: ModelRequest) -> str:
+        """Begin an attempt and take its place; what is wrong, if it ends at once and has no place."""
         slots = self.slots
-        if slots.full and self._profile.over == "429":
+        if self._refuses and slots.full:
             return "limited"
         slots.enter()
-        try:
-            self._run.figures.answering(act)
-            if self._run.telling:
-                self._run.note("model", "answers", act=act, turn=request.turn_id)
-            if answer.fault in ("limited", "error"):
-                return answer.fault
-            yield from self._say(answer, request)
-        finally:
+        self._run.figures.answering(act)
+        if self._run.telling:
+            self._run.note("model", "answers", act=act, turn=request.turn_id)
+        if answer.fault in ("limited", "error"):
             slots.leave()
-        return None
+            return answer.fault
+        return ""
 
-    def _say(self, answer: Answer, request: ModelRequest) -> Iterator[Chunk]:
-        text = answer.text if answer.fault != "empty" else ""
-        size = max(1, -(-len(text) // max(1, self._profile.chunks)))
+    def _say(self, act: int, place: int, answer: Answer, request: ModelRequest) -> Iterator[Chunk]:
+        text = "" if answer.fault == "empty" else self._text(act, place, answer.tokens, request)
+        size = -(-len(text) // max(1, self._profile.chunks)) or 1
         last = max(0, len(text) - 1) // size
         gap_s = answer.rest_s / max(1, last) if text else 0.0
         for index in range(last + 1):
@@ -209,7 +215,8 @@ class Provider:
             over = index == last and not answer.tool
             yield Chunk(text[index * size : (index + 1) * size], finish_reason="stop" if over else None)
         if answer.tool:
-            yield Chunk(tool_calls=(ToolCallDelta(0, answer.call, TOOL, "{}"),), finish_reason="tool_calls")
+            call = ToolCallDelta(0, f"c{act}.{place}", TOOL, "{}")
+            yield Chunk(tool_calls=(call,), finish_reason="tool_calls")
 
     def _falter(self, answer: Answer) -> None:
         if answer.stall_s:
@@ -235,7 +242,18 @@ class Provider:
                 return (act, len(messages) - place) if act else (0, request.turn_id)
         return 0, request.turn_id
 
-    def _draw(self, act: int, place: int, attempt: int, request: ModelRequest) -> Answer:
+    def _undrawn(self) -> tuple[Answer, Answer] | None:
+        """What each answer is like, while there are faults and afterwards; None where that is drawn."""
+        profile, rates = self._profile, self._rates
+        drawn = profile.tokens_out, profile.tokens_per_s, profile.first_token_s
+        faulty = self._faults or self._refuses or rates.stalls or rates.tool_calls
+        if faulty or not all(isinstance(each, Fixed) for each in drawn):
+            return None
+        tokens, speed, first_s = max(1.0, drawn[0].mean), drawn[1].mean, drawn[2].mean
+        usual = Answer("", 0.0, first_s, tokens / speed if speed else 0.0, 0.0, False, tokens, 0.0)
+        return usual, evolve(usual, first_s=0.0, rest_s=0.0)
+
+    def _draw(self, act: int, place: int, attempt: int, tools: bool) -> Answer:
         rng, profile, rates = self._streams(act, place, attempt), self._profile, self._rates
         chance, stall, tool, jitter = rng.random(), rng.random(), rng.random(), rng.random()
         calm, fault = self._run.healing, ""
@@ -253,9 +271,8 @@ class Provider:
             0.0 if calm else profile.first_token_s.draw(rng),
             tokens / speed if speed > 0.0 and not calm else 0.0,
             profile.stall_s.draw(rng) if stall < rates.stalls and not calm else 0.0,
-            bool(request.tools) and tool < rates.tool_calls and not calm,
-            f"c{act}.{place}",
-            self._text(act, place, tokens, request),
+            tools and tool < rates.tool_calls and not calm,
+            tokens,
             jitter,
         )
 

@@ -71,8 +71,8 @@ class Run:
         self.ledger = Ledger()
         self.begun: dict[int, list[int]] = {}  # turn -> the lives in which it was begun
         self.lived: dict[int, Act] = {}
-        self.figures = Figures(workload, lambda: self.now)
-        self._notes = Notes(lambda: self.now, trace, keep=check)
+        self.figures = Figures(workload, self.seconds)
+        self._notes = Notes(self.seconds, trace, keep=check)
         self.telling = self._notes.wanted
         self._wanted = None if acts is None else dict.fromkeys(acts)
         self._schedule: Mapping[int, float] = acts if isinstance(acts, Mapping) else {}
@@ -90,10 +90,11 @@ class Run:
 
     # -- time and telling --------------------------------------------------------------------------
 
-    @property
-    def now(self) -> float:
+    def seconds(self) -> float:
         """Virtual seconds since the run began."""
-        return self.elapsed + (self.loop.now() if self.loop is not None else 0.0)
+        return self.elapsed + (self.loop.instant if self.loop is not None else 0.0)
+
+    now = property(seconds)
 
     @property
     def over(self) -> bool:

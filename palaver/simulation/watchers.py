@@ -157,10 +157,11 @@ class Timer(Watcher):
 
     def again(self, callback: Callable[..., object], *args: Any, update: bool | None = None) -> None:
         """Start the `repeat` interval anew from now; without one, stop."""
-        self.stop()
+        if self.active or self._queued is not None or not self._repeat:
+            self.stop()
         if self._repeat:
             self.callback, self.args, self.active = callback, args, True
-            self._due_at(self.loop.now() + self._repeat)
+            self._due_at(self.loop.instant + self._repeat)
 
     def fire(self) -> None:
         """Called by the loop when `due` is reached: queue the run, and the next one of a repeating timer."""
@@ -172,7 +173,7 @@ class Timer(Watcher):
             self.active = False
 
     def _schedule(self) -> None:
-        self._due_at(self.loop.now() + self._after)
+        self._due_at(self.loop.instant + self._after)
 
     def _due_at(self, due: float) -> None:
         self.due = due
