@@ -44,6 +44,7 @@ from actors.messages import (
 from actors.model_call import ModelCall
 from actors.models.base import Message, ModelRequest
 from actors.models.encoded import Encoded, EncodedRun
+from actors.models.unlisted import unlisted
 from actors.own_turn import TurnRun
 from actors.permit import CLEAN_UP_S
 from actors.round import Round
@@ -316,10 +317,10 @@ class Turn:
         choice = ticket.tool_choice or config.tool_choice
         if number > 1 and choice not in ("auto", "none"):
             choice = "auto"  # a forced call is forced once, or no turn would end
-        messages = [*agent.system, *self._before, *self._injected, *self._wire]
+        others, encoded = self._shown(agent, number)
         request = ModelRequest(
             config.model,
-            messages,
+            others,
             [] if ticket.guest else agent.schemas,
             choice,
             config.thinking,
@@ -329,10 +330,10 @@ class Turn:
             state.id,
             ticket.turn_id,
             self._call.pause,
-            self._encoded_runs(len(agent.system), len(messages) - len(self._wire), number),
+            encoded,
         )
         show = partial(emit, self._services, state, ticket) if self._heard else None
-        answer = self._call.run(agent.model, request, show)
+        answer = self._call.run(agent.model, unlisted(request), show)
         self._call = None
         self._steps += 1
         if answer.usage is not None:
@@ -340,21 +341,24 @@ class Turn:
         self._check_stopped()
         return answer
 
-    @property
-    def _before(self) -> Sequence[Message]:
-        """What was said before the turn; after a step the live list holds what the turn says, too."""
-        return self._base if len(self._base) == self._based else self._base[: self._based]
-
-    def _encoded_runs(self, base: int, own: int, number: int) -> tuple[EncodedRun, ...]:
-        """Where in the request of this round what was said before begins, and what the turn says."""
-        runs: tuple[EncodedRun, ...] = ()
-        if self._encoded is not None:
-            runs = ((base, self._based, self._encoded),)
-        if number > 1:
+    def _shown(self, agent: Agent, number: int) -> tuple[list[Message], tuple[EncodedRun, ...]]:
+        """What the request of this round shows: the messages that no JSON is kept of, and where among them
+        those stand whose JSON is: what was said before and, from the second round on, what the turn says."""
+        others = [*agent.system]
+        encoded: tuple[EncodedRun, ...] = ()
+        if self._encoded is None:
+            others += self._base
+        else:
+            encoded = ((len(others), self._based, self._encoded),)
+        others += self._injected
+        if number == 1:
+            others += self._wire
+        else:
             if self._own is None:
                 self._own = Encoded(self._wire)
-            runs += ((own, len(self._wire), self._own),)
-        return runs
+            start = len(agent.system) + self._based + len(self._injected)
+            encoded += ((start, len(self._wire), self._own),)
+        return others, encoded
 
     def _apply_steers(self) -> None:
         while self.steers:
@@ -431,10 +435,9 @@ class Turn:
     def _compact(self, agent: Agent) -> None:
         """Let a summary stand for everything so far. All of it is committed, and every tool call has its
         result, so the end of the history is a place where it may be cut."""
+        messages = [*self._base[: self._based], *self._wire]  # the live list may hold the turn's, too
         try:
-            summary, archive = compaction.compact(
-                self._services, self._state, self._journal, agent, [*self._before, *self._wire]
-            )
+            summary, archive = compaction.compact(self._services, self._state, self._journal, agent, messages)
         except (PalaverError, GreenletExit) as error:
             self._check_stopped()
             words = describe_error(error, named=False)

@@ -26,8 +26,11 @@ from palaver import Chunk, ModelRequest, ScriptedModel  # noqa: E402
 ABOUT = """Conversations of as many entries as stand there, 20 at once, whose senders each send a few
 durable turns. `asked as JSON` is a model that makes the body of an HTTP request of all that it is asked, as
 the model for OpenAI's API does, and `copy` copies the bytes of such a body, once: what nobody can do
-without. Resume is `Runtime.load` of a session that is not in memory; `raw` reads the same rows by sqlite3
-and decodes their JSON."""
+without. It copies those of 20 conversations, one after the other: so it is in turns, too, and two megabytes
+that the processor has not just seen take up to three times as long as if they were copied again and again.
+From a turn that makes no body no copy is taken off.
+Resume is `Runtime.load` of a session that is not in memory; `raw` reads the same rows by sqlite3 and decodes
+their JSON."""
 SIZES = (10, 100, 1_000, 10_000)
 TOGETHER = 20
 RESUMED = 5  # sessions that are resumed and let go in each round
@@ -80,12 +83,15 @@ class Long:
         return closed_loop(self.other, self._bodies, 1).busy_us
 
     def copy(self) -> float:
-        """Microseconds to copy the bytes of a body."""
-        body, count = self.model.body or b" " * 300 * self.size, 20
-        began = time.perf_counter()
-        for _ in range(count):
-            bytearray(body)
-        return (time.perf_counter() - began) / count * 1e6
+        """Microseconds of processor time to copy the bytes of a body, of one conversation after the other."""
+        body = self.model.body or b" " * 190 * self.size
+        bodies = [bytes(bytearray(body)) for _ in range(TOGETHER)]
+        began = time.process_time()
+        for each in bodies:
+            copied = bytearray(each)  # the one before stays until then, as the model keeps it
+        spent = time.process_time() - began
+        assert len(copied) == len(body)
+        return spent / TOGETHER * 1e6
 
     def resume(self, first: int) -> float:
         """Milliseconds to bring a session back to memory."""
@@ -160,17 +166,14 @@ def _goals(curves: list[Curve]) -> list[Goal]:
     turns, resumes, compacted, _, blocked = curves
     low, high = turns.sizes[0], turns.sizes[-1]
 
-    def beyond_copy(name: str) -> float:
-        line, copy = turns.lines[name], turns.lines["copy"]
-        few, many = (line[size].median - copy[size].median for size in (low, high))
-        return many / few
-
+    asked, copy = turns.lines["asked as JSON"], turns.lines["copy"]
+    few, many = (asked[size].median - copy[size].median for size in (low, high))
     most = f"{high:,.0f}"
     resume = ratio(resumes.lines["ours"][high], resumes.lines["raw"][high])
     longest = max(each.median for each in blocked.lines["ours"].values())
     return [
-        Goal(f"a turn at {most} entries over one at 10, beyond the copy", beyond_copy("ours"), 2, True),
-        Goal("the same, asked as JSON", beyond_copy("asked as JSON"), 2, at_most=True),
+        Goal(f"a turn at {most} entries over one at 10", turns.growth("ours"), 2, at_most=True),
+        Goal("the same, asked as JSON, beyond the copy", many / few, 2, at_most=True),
         Goal(f"resume of {most} entries, over raw", resume, 3, at_most=True),
         Goal(f"resume with {most} archived over with 10", compacted.growth("ours"), 1.5, at_most=True),
         Goal("hub blocked by turns, ms", longest, 50, at_most=True),

@@ -16,6 +16,8 @@ from actors.conversation import ConversationActor
 from actors.history import LiveHistory, to_wire
 from actors.models import encoded
 from actors.models.completion import request_body
+from actors.models.encoded import to_json
+from actors.round import Reader
 from palaver import ModelRequest, Runtime, ScriptedModel, Ticket
 from persistence import committer
 
@@ -127,20 +129,26 @@ def test_what_lives_costs_nobody_else(
 # -- against history -------------------------------------------------------------------------------------
 
 
-def test_a_long_history_costs_a_turn_no_more_than_its_copy(
-    files: Iterator[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_history_costs_a_turn_nothing(files: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     few, many = (measured(next(files), turn, entries=entries) for entries in (FEW, LONG))
-    copies = 2 * 8 * LONG  # the history as the turn sees it, and the request's messages: lists of references
-    assert_flat(few, many, allowed_bytes=copies)
+    assert_flat(few, many)
 
     def encode_again(self: LiveHistory, _guest: str, _host: str) -> list[dict[str, Any]]:
         return [to_wire(entry) for entry in self.entries]
 
-    monkeypatch.setattr(LiveHistory, "seen_by", encode_again)
-    worse = measured(next(files), turn, entries=LONG)
-    with pytest.raises(AssertionError, match="lines grow"):
-        assert_flat(few, worse, allowed_bytes=copies)
+    with monkeypatch.context() as planted:
+        planted.setattr(LiveHistory, "seen_by", encode_again)
+        with pytest.raises(AssertionError, match="lines grow"):
+            assert_flat(few, measured(next(files), turn, entries=LONG))
+    read = Reader.read
+
+    def listed(self: Reader, model: Any, request: ModelRequest) -> Any:
+        assert request.messages
+        return read(self, model, request)
+
+    monkeypatch.setattr(Reader, "read", listed)  # plant: the list that a model may ask for is made for each
+    with pytest.raises(AssertionError, match="bytes grow"):
+        assert_flat(few, measured(next(files), turn, entries=LONG))
 
 
 def test_a_request_body_costs_no_more_than_the_copy_of_what_was_said_before(
@@ -154,11 +162,11 @@ def test_a_request_body_costs_no_more_than_the_copy_of_what_was_said_before(
 
     monkeypatch.setattr(ScriptedModel, "stream", answer_a_body)
     few, many = (measured(next(files), turn, entries=entries) for entries in (FEW, LONG))
-    copies = sizes[0] + 3 * 8 * LONG  # the body; and the history, as the request has it and to compare that
-    assert_flat(few, many, allowed_bytes=copies)
-    monkeypatch.setattr(encoded, "_stand_in", lambda *_: False)  # plant: nothing that is kept is used
+    assert_flat(few, many, allowed_bytes=sizes[0])
+    # Plant: nothing that is kept is used.
+    monkeypatch.setattr(encoded.Encoded, "first", lambda self, count: to_json(self.messages[:count])[1:-1])
     with pytest.raises(AssertionError, match="bytes grow"):
-        assert_flat(few, measured(next(files), turn, entries=LONG), allowed_bytes=copies)
+        assert_flat(few, measured(next(files), turn, entries=LONG), allowed_bytes=sizes[0])
 
 
 def test_a_turn_keeps_nothing_but_what_was_said(files: Iterator[Path]) -> None:

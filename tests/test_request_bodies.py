@@ -19,6 +19,7 @@ from actors.history import ENTRY_BYTES, LiveHistory, entry_chars, to_wire, tool_
 from actors.models import encoded
 from actors.models.base import Message
 from actors.models.completion import request_body
+from actors.models.unlisted import for_model, others_of, unlisted
 from palaver import (
     AgentConfig,
     Chunk,
@@ -128,14 +129,32 @@ def test_a_body_is_the_same_whatever_was_kept_of_the_requests_before(data: Any) 
             (len(system), base, history.encoded),
             (len(messages) - len(own), len(own), encoded.Encoded(own)),
         )
-        request = ModelRequest("m", messages, encoded=runs[: draw(st.integers(0, 2))])
+        kept = runs[: draw(st.integers(0, 2))]
+        request = ModelRequest("m", messages, encoded=kept)
         assert request_body(request, {}) == plain_body(request)
+        rest = [*system, *(injected if kept else messages[len(system) :]), *(own if len(kept) == 1 else [])]
+        check_unlisted(ModelRequest("m", rest, encoded=kept), request)
         changed = evolve(request, messages=others(draw, messages))
         assert request_body(changed, {}) == plain_body(changed)
         assert request_body(request, {}) == plain_body(request)
         assert history.bytes == history.encoded.size + sum(
             entry_chars(entry) + ENTRY_BYTES for entry in history.entries
         )
+
+
+def check_unlisted(request: ModelRequest, listed: ModelRequest) -> None:
+    """A request whose list is not made yet is the same as one that was given it."""
+    request = unlisted(request)
+    renamed = for_model(for_model(request, "other"), "m")
+    assert request_body(request, {}) == request_body(renamed, {}) == plain_body(listed)
+    assert others_of(request) is not None
+    others_changed = evolve(request, messages=[{"role": "user", "content": "else"}])
+    assert request_body(others_changed, {}) == plain_body(others_changed)
+    assert renamed == deepcopy(request) == request == listed
+    assert request.messages is request.messages
+    request.messages.append({"role": "user", "content": "and more"})
+    assert request_body(request, {}) == plain_body(request)
+    assert for_model(request, "m") == request != listed
 
 
 @pytest.mark.parametrize("extra", [{"temperature": 0}, {"messages": []}, {"stream": False}, {"model": "x"}])
@@ -230,6 +249,35 @@ def test_a_wrapper_of_a_model_sends_what_it_has_changed(tmp_path: Path) -> None:
     bodies = [request_body(request, {}) for request in inner.requests]
     assert not any(b"secret" in body for body in bodies)
     assert bodies[-1].count(b"[redacted]") == 1
+
+
+class Keeping(ScriptedModel):
+    """Keeps every request too, reads none of them, and changes the list of every other."""
+
+    def __init__(self) -> None:
+        super().__init__(answers, summaries=["all of it"] * 9)
+        self.kept: list[ModelRequest] = []
+
+    def stream(self, request: ModelRequest) -> Iterator[Chunk]:
+        self.kept.append(request)
+        yield from super().stream(for_model(request, request.model))
+        if len(self.kept) % 2:
+            request.messages[:1] = [{"role": "user", "content": "to be told"}] * 2
+
+
+def test_what_a_model_keeps_is_what_it_was_asked_whenever_it_is_read() -> None:
+    model = Keeping()
+    with (
+        deadline(),
+        runtime(":memory:", model, AgentConfig("crab"), AgentConfig("guest"), tools=[Tool(look)]) as rt,
+    ):
+        play(rt, rt.get_or_create("crab", "alice"))
+        play(rt, rt.get_or_create("crab", "alice"))
+    assert len(model.kept) > 30
+    assert [request.messages for request in model.kept[1::2]] == [
+        request.messages for request in model.requests[1::2]
+    ]
+    assert "to be told" not in str(model.requests)
 
 
 def test_a_message_is_encoded_for_one_request_of_many(monkeypatch: pytest.MonkeyPatch) -> None:

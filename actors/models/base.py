@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from attrs import field, frozen
 
 from actors.models.encoded import EncodedRun
+from actors.models.unlisted import Unlisted
 from persistence.records import Usage
 
 Purpose = Literal["turn", "compact", "title"]
@@ -15,14 +16,14 @@ Message = dict[str, Any]
 
 
 @frozen
-class ModelRequest:
+class ModelRequest(Unlisted):
     """One call of a model.
 
     Args:
         model: the name from `AgentConfig.model`.
         messages: OpenAI chat wire form, the system prompt first. Read it, do not change it: its
             dicts are shared with the conversation. Who wants others sent makes a new list with new dicts,
-            `attrs.evolve(request, messages=[...])`.
+            `attrs.evolve(request, messages=[...])`. In a turn the list is made when it is first read.
         tools: OpenAI function schemas.
         tool_choice: "auto", "none", "required" or a tool's name.
         thinking: whether reasoning is wanted.

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from actors.models.unlisted import others_of, parts
+
 if TYPE_CHECKING:
     from actors.models.base import Message, ModelRequest
 
@@ -67,6 +69,16 @@ def message_pieces(request: ModelRequest) -> Iterator[bytes | bytearray]:
 
     They are to be copied before anything else runs.
     """
+    others = others_of(request)
+    if others is None:
+        yield from _list_pieces(request)
+        return
+    for part in parts(others, request.encoded):
+        yield _items(part) if isinstance(part, list) else part[1].first(part[0])
+
+
+def _list_pieces(request: ModelRequest) -> Iterator[bytes | bytearray]:
+    """The same of a list, which may have been changed since it was made."""
     messages, at = request.messages, 0
     for start, count, encoded in request.encoded:
         if not count or start < at or not _stand_in(messages, start, count, encoded):

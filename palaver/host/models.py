@@ -6,13 +6,12 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-import attrs
-
 from actors.errors import InvalidConfig
 from actors.models.base import Chunk, Model, ModelRequest
 from actors.models.endpoint import Endpoint
 from actors.models.openai import OpenAIModel
 from actors.models.scripted import Reply, ScriptedModel
+from actors.models.unlisted import for_model
 from palaver.host.importing import is_import_path, load
 from palaver.toml.fields import SECONDS, TEXT, Field
 from palaver.toml.lines import Path
@@ -42,7 +41,7 @@ class Renamed:
 
     def stream(self, request: ModelRequest) -> Iterator[Chunk]:
         """What the model answers, asked by its own name."""
-        return self._model.stream(attrs.evolve(request, model=self._name))
+        return self._model.stream(for_model(request, self._name))
 
     def close(self) -> None:
         """Close the model, if it can be."""
