@@ -61,13 +61,14 @@ class Directory:
         return self._conversations
 
     def enter(self, state: ConversationState) -> None:
-        """A conversation is live from now on."""
+        """A conversation is live from now on, and if it is idle, rests since `idle_since`."""
         self._conversations[state.id] = state
         state.count_in(self.counts)
         state.counted_in, state.counted_bytes = self, 0
-        self.measure(state)
+        if state.history.entries:
+            self.measure(state)
         if state.phase == "idle":
-            self._rest(state)
+            self._resting(state)[state.id] = state
 
     def uncount(self, state: ConversationState) -> None:
         """A conversation is about to leave; it is found here until it does."""

@@ -10,7 +10,7 @@ import gevent
 
 from actors.conversation import ConversationActor
 from actors.errors import InvalidInput, MailboxFull, RuntimeClosed
-from actors.greenlet import GreenletFuture
+from actors.greenlet import LATER, GreenletFuture
 from actors.messages import (
     Adopt,
     BeginTransfer,
@@ -149,6 +149,9 @@ class RegistryActor(RegistryLives):
             case _:
                 raise TypeError(f"the registry does not understand {message!r}")
 
+    def answer_at_once(self, message: Any) -> Any:
+        return self._at_once(message.agent, message.sender) if type(message) is GetOrCreate else LATER
+
     def _again(self, waiter: Waiter) -> None:
         request = waiter.request
         try:
@@ -258,6 +261,7 @@ class RegistryActor(RegistryLives):
         self._directory.next_id = max(self._directory.next_id, message.next_id)
 
     def _adopt_one(self, moved: MovedConversation) -> None:
+        moved.state.idle_since = self._services.clock.monotonic()
         self._directory.enter(moved.state)
         if moved.state.handle is not None:
             self._handles[moved.state.handle] = moved.state.id

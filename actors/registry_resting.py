@@ -119,6 +119,17 @@ class RegistryResting(RegistryCore):
             size = self._directory.history_bytes
             self._refuse_room("history_bytes", limits.history_bytes, f"histories of about {size} bytes")
 
+    @property
+    def _has_room(self) -> bool:
+        """Whether one more conversation has room though nobody leaves, and a sweep is to come."""
+        limits = self._services.limits
+        staying = len(self._conversations) - len(self._leaving) - len(self._parting)
+        return (
+            self._sweeper is not None
+            and staying < limits.live_conversations
+            and self._directory.history_bytes <= limits.history_bytes
+        )
+
     def _sweep_later_from_now(self) -> None:
         limits = self._services.limits
         soonest = min(limits.passivate_after_s, limits.tmp_expires_s)

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from actors.errors import ConversationClosed, DescriptionRequired
-from actors.greenlet import GreenletFuture
+from actors.greenlet import LATER, GreenletFuture
 from actors.logs import log
 from actors.messages import (
     ConversationOpened,
@@ -22,6 +22,7 @@ from actors.messages import (
 from actors.registry_closing import RegistryClosing
 from actors.registry_core import Opening, Pair, Waiter
 from actors.state import SwitchOutcome
+from actors.topics import TopicRouter
 from persistence.errors import SessionNotFound
 from persistence.records import SessionSummary, UnfinishedSession
 
@@ -32,6 +33,28 @@ class RegistryRouting(RegistryClosing):
     """The part of the registry that finds and opens conversations."""
 
     # -- pairs and topics --------------------------------------------------------------------------
+
+    def _at_once(self, agent: str, sender: str) -> Any:
+        """The pair's conversation, as it takes no wait and nobody has to leave or be refused; else LATER."""
+        directory = self._directory
+        if directory.refusal is not None or self._services.agents.find(agent) is None:
+            return LATER
+        pair = (agent, sender)
+        router = self._routers.get(pair)
+        if router is not None:
+            current = router.current()
+            if current is not None:
+                return current
+        elif directory.passive:
+            return LATER
+        if not self._has_room:
+            return LATER
+        conversation_id = self._start(agent, sender, None).id
+        if router is None:
+            self._routers[pair] = TopicRouter(conversation_id)
+        else:
+            router.tmp = conversation_id
+        return conversation_id
 
     def _get_or_create(self, request: GetOrCreate, waiter: Waiter | None = None) -> int | GreenletFuture[int]:
         self._check_open()

@@ -14,6 +14,7 @@ from actors.agents import AgentTable
 from actors.config import Limits
 from actors.directory import Directory
 from actors.errors import RuntimeFailed
+from actors.greenlet import GreenletActorRef
 from actors.hooks import Hooks
 from actors.incidents import Incidents
 from actors.limiter import Limiter
@@ -43,7 +44,7 @@ class Services:
     timers: KnownTimers = field(factory=KnownTimers)
     archives_given: dict[tuple[str, str, str], int] = field(factory=dict)  # by agent, scope and slug
     failed: RuntimeFailed | None = None  # an actor that the runtime cannot do without kept dying
-    registry: pykka.ActorRef[Any] | None = None  # lasting refs: they follow restarts
+    registry: GreenletActorRef[Any] | None = None  # lasting refs: they follow restarts
     memory: pykka.ActorRef[Any] | None = None
     model_calls: Limiter = field(init=False)
     tool_calls: Limiter = field(init=False)

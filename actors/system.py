@@ -20,7 +20,7 @@ from actors.directory import Directory
 from actors.errors import RuntimeFailed
 from actors.hooks import Hooks
 from actors.incidents import Incidents
-from actors.lasting import ask_until_answered
+from actors.lasting import LastingRef, ask_until_answered
 from actors.logs import log
 from actors.memory import MemoryActor
 from actors.models.base import Model
@@ -104,10 +104,10 @@ class System:
 
     def _supervise(
         self, name: str, start: Callable[[], pykka.ActorRef[Any]], **options: Any
-    ) -> pykka.ActorRef[Any]:
+    ) -> LastingRef[Any]:
         request = StartChild(ChildSpec(name, start, when_spent="escalate", **options))
         timeout = self.services.limits.ask_timeout_s
-        ref: pykka.ActorRef[Any] = ask_until_answered(self._root, request, timeout=timeout, waits=False)
+        ref: LastingRef[Any] = ask_until_answered(self._root, request, timeout=timeout, waits=False)
         return ref
 
     def _root_ended(self, reason: BaseException) -> None:

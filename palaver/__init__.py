@@ -64,7 +64,7 @@ if TYPE_CHECKING:
         ToolResult,
         UserSteered,
     )
-    from actors.greenlet import Deadlock, GreenletActor, GreenletFuture
+    from actors.greenlet import LATER, Deadlock, GreenletActor, GreenletFuture
     from actors.models.base import Chunk, Model, ModelRequest, ToolCallDelta
     from actors.models.openai import OpenAIModel
     from actors.models.scripted import Reply, ScriptedModel
@@ -169,6 +169,7 @@ _HOMES = {
         "UserSteered",
     ),
     "actors.greenlet": (
+        "LATER",
         "Deadlock",
         "GreenletActor",
         "GreenletFuture",
@@ -239,6 +240,7 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "LATER",
     "ActorParked",
     "ActorRestarted",
     "AgentConfig",

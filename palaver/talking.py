@@ -8,6 +8,7 @@ from typing import Literal
 from actors import compaction
 from actors.errors import ConversationClosed, InvalidInput
 from actors.events import Event
+from actors.greenlet import LATER
 from actors.messages import (
     CancelTurn,
     CloseConversation,
@@ -45,7 +46,12 @@ class Talking(Asking):
             AgentNotRegistered, InvalidInput.
         """
         self._check_pair(agent, sender)
-        conversation_id: int = self._ask_registry(GetOrCreate(agent, sender))
+        self._check_open()
+        registry, request = self._services.registry, GetOrCreate(agent, sender)
+        assert registry is not None
+        conversation_id: int = registry.ask_at_once(request)
+        if conversation_id is LATER:
+            conversation_id = self._ask_registry(request)
         return conversation_id
 
     def switch_topic(

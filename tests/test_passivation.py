@@ -132,6 +132,19 @@ def test_an_idle_topic_leaves_memory_and_its_next_message_brings_it_back_under_i
     virtually(body)
 
 
+def test_the_pair_of_a_passive_topic_gets_it_back_and_no_new_chat_while_others_rest_in_memory() -> None:
+    def body(rt: Runtime) -> None:
+        cid = topic(rt)
+        rest(0.7 * IDLE_S)
+        rt.get_or_create(AGENT, "bob")  # and so a sweep is to come when the topic has left
+        rest(0.7 * IDLE_S)
+        assert services(rt).directory.passive == 1
+        assert rt.conversation_count() == 1
+        assert rt.get_or_create(AGENT, "alice") == cid
+
+    virtually(body)
+
+
 def test_a_message_within_the_time_keeps_a_conversation_in_memory() -> None:
     def body(rt: Runtime) -> None:
         cid = topic(rt)
