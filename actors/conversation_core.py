@@ -261,8 +261,7 @@ class ConversationCore(GreenletActor):
         phase: ConversationPhase = "closing" if self._closing else "running"
         if phase == "running" and self._activity is None:
             phase = "idle"
-        if state.phase != phase:
-            directory.set_phase(state, phase)
+        directory.set_phase(state, phase)
         directory.measure(state)
 
     def _tell_registry(self, notice: object) -> None:

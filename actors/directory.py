@@ -88,7 +88,7 @@ class Directory:
 
     def set_phase(self, state: ConversationState, phase: ConversationPhase) -> None:
         """Note what a conversation does now, and whether it rests."""
-        before, state.phase = state.phase, phase
+        before = state.pass_to(phase)
         if before == phase or state.counted_in is not self:
             return
         if phase == "idle":

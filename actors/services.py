@@ -46,6 +46,7 @@ class Services:
     failed: RuntimeFailed | None = None  # an actor that the runtime cannot do without kept dying
     registry: GreenletActorRef[Any] | None = None  # lasting refs: they follow restarts
     memory: pykka.ActorRef[Any] | None = None
+    clock: Clock = field(init=False)  # that of `sources`
     model_calls: Limiter = field(init=False)
     tool_calls: Limiter = field(init=False)
     turn_time: TimeLimit = field(init=False)
@@ -53,14 +54,10 @@ class Services:
     tool_time: TimeLimit = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        limits, clock = self.limits, self.sources.clock
+        limits = self.limits
+        self.clock = clock = self.sources.clock
         self.model_calls = Limiter(limits.model_calls, clock)
         self.tool_calls = Limiter(limits.tool_calls, clock)
         self.turn_time = TimeLimit("turn_s", limits.turn_s, clock)
         self.round_time = TimeLimit("model_round_s", limits.model_round_s, clock)
         self.tool_time = TimeLimit("tool_call_s", limits.tool_call_s, clock)
-
-    @property
-    def clock(self) -> Clock:
-        """The runtime's clock."""
-        return self.sources.clock

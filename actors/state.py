@@ -130,12 +130,15 @@ class ConversationState:
         """What it does: `opening`, `idle`, `running` or `closing`."""
         return self._phase
 
-    @phase.setter
-    def phase(self, phase: ConversationPhase) -> None:
-        if self._counts is not None and phase != self._phase:
-            self._counts.leave(self._phase)
-            self._counts.enter(phase)
-        self._phase = phase
+    def pass_to(self, phase: ConversationPhase) -> ConversationPhase:
+        """It does something else from now on; what it did before."""
+        before = self._phase
+        if before != phase:
+            self._phase = phase
+            if self._counts is not None:
+                self._counts.leave(before)
+                self._counts.enter(phase)
+        return before
 
     def count_in(self, counts: Counts) -> None:
         """Count it in `counts` from now on, and no more where it was counted before."""

@@ -79,7 +79,7 @@ class Looking(Later):
         summary = session.summary
         state = ConversationState(cid, summary.agent, summary.sender, summary.topic, self._clock.monotonic())
         take_session(state, session)
-        state.phase = "idle"
+        state.pass_to("idle")
         return state.snapshot(self._clock)
 
     def conversations(self) -> list[int]:

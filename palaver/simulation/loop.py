@@ -139,7 +139,8 @@ class VirtualLoop:
 
     def run_callback(self, callback: Callable[..., object], *args: Any) -> Callback:
         """Run `callback(*args)` in the hub, at the present virtual instant."""
-        queued = Callback(callback, args)
+        queued = Callback()  # without an `__init__`, which would cost more than all of this
+        queued.callback, queued.args = callback, args
         self._callbacks.append(queued)
         return queued
 

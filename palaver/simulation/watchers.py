@@ -15,9 +15,8 @@ class Callback:
 
     __slots__ = ("args", "callback")
 
-    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
-        self.callback: Callable[..., object] | None = callback
-        self.args: tuple[Any, ...] | None = args
+    callback: Callable[..., object] | None
+    args: tuple[Any, ...] | None
 
     def stop(self) -> None:
         self.callback = self.args = None
