@@ -148,7 +148,8 @@ def test_trap_01_any_exception_goes_to_the_asker_and_the_actor_lives(
 
 
 def test_who_asks_on_and_on_gives_way_to_others(quick: Any) -> None:
-    quick.ask("a worker for the pool")
+    quick.tell("a worker for the pool")
+    let_run()
     turns: list[int] = []
     other = gevent.spawn(lambda: turns.append(len(actor_of(quick).log)))
     with no_switch():

@@ -24,6 +24,7 @@ from gevent.threadpool import ThreadPool
 import actors.greenlet
 from actors.errors import HandlerFailed, WrongThread
 from actors.greenlet import Deadlock, GreenletActor, GreenletFuture, release_idle_workers
+from palaver.simulation.loop import run_virtual
 
 ROOT = Path(__file__).resolve().parents[1]
 NOW = 0.001  # seconds until a timeout that is meant to happen
@@ -720,6 +721,133 @@ def test_long_mailbox_lets_other_greenlets_run(spawn):
     assert turns[-1] < 10_000
     actor.ask(None)
     assert seen == [*range(10_000), None]
+
+
+def asks_until_a_callback_runs(actor):
+    """How many asks are answered before the loop comes to a callback that was due when they began."""
+    ran, asks = [], 0
+    gevent.get_hub().loop.run_callback(ran.append, "due")
+    while not ran:
+        assert actor.ask(asks, timeout=LONG) == asks
+        asks += 1
+    return asks
+
+
+def test_an_idle_actor_answers_at_once_but_the_loop_gets_its_turn_every_few_asks(spawn):
+    actor = spawn(Echo)
+    asks_until_a_callback_runs(actor)
+    assert asks_until_a_callback_runs(actor) == actors.greenlet.AT_ONCE + 1
+
+
+def test_actors_that_ask_each_other_answer_at_once(spawn):
+    front, back = spawn(Echo), spawn(Echo)
+    asks_until_a_callback_runs(front)
+    ran = []
+    gevent.get_hub().loop.run_callback(ran.append, "due")
+    assert front.ask(lambda _self: back.ask("deep")) == "deep"
+    with pytest.raises(OSError, match="deep"):
+        front.ask(lambda _self: back.ask(OSError("deep")))
+    assert not ran
+    settle()
+    assert ran
+
+
+def test_a_loop_that_picks_what_is_next_gets_to_pick_who_is_asked():
+    def in_simulation():
+        actor = Echo.start()
+        return {asks_until_a_callback_runs(actor) for _ in range(20)}
+
+    assert run_virtual(in_simulation) == {1}
+
+
+def test_an_asker_waits_for_nothing_that_its_actor_does_after_the_answer(spawn):
+    gate, actor, done = Event(), spawn(Echo), []
+
+    def blocking(_self):
+        gate.wait()
+        done.append("blocking")
+
+    def answers_and_goes_on(self):
+        self.actor_ref.tell(blocking)
+        return "answered"
+
+    for _ in range(actors.greenlet.AT_ONCE + 1):
+        assert actor.ask(answers_and_goes_on, timeout=LONG) == "answered"
+        assert not done
+        gate.set()
+        settle()
+        assert done == ["blocking"]
+        done.clear()
+        gate.clear()
+
+
+def test_an_asker_does_not_wait_for_the_end_of_an_actor_that_its_handler_stopped(spawn):
+    gate, ended = Event(), []
+
+    class Ending(GreenletActor):
+        def on_receive(self, message):
+            self.actor_stopped.set()
+            return "answered"
+
+        def on_death(self, reason):
+            gate.wait()
+            ended.append(reason)
+
+    for _ in range(actors.greenlet.AT_ONCE + 1):
+        assert Ending.start().ask("x", timeout=LONG) == "answered"
+    assert not ended
+    gate.set()
+    settle()
+    assert len(ended) == actors.greenlet.AT_ONCE + 1
+
+
+def test_an_asker_is_woken_once_and_by_its_actor_alone_while_a_handler_blocks(spawn):
+    gate, actor = Event(), spawn(Echo)
+    asks_until_a_callback_runs(actor)
+    asker = gevent.spawn(lambda: actor.ask(lambda _self: gate.wait() and "late", timeout=LONG))
+    settle()
+    gevent.get_hub().loop.run_callback(asker.switch, "by mistake")
+    settle()
+    assert not asker.ready()
+    gate.set()
+    assert asker.get(timeout=LONG) == "late"
+    asks_until_a_callback_runs(actor)
+    for end in (pykka.Timeout, gevent.GreenletExit):
+        gate.clear()
+        asker = gevent.spawn(lambda: actor.ask(lambda _self: gate.wait(), timeout=NOW))
+        if end is pykka.Timeout:
+            with pytest.raises(pykka.Timeout):
+                asker.get(timeout=LONG)
+        else:
+            settle()
+            asker.kill()
+            assert isinstance(asker.value, gevent.GreenletExit)
+        gate.set()
+        assert actor.ask("next", timeout=LONG) == "next"
+
+
+def test_a_message_is_handled_though_its_asker_cannot_wait(spawn, monkeypatch):
+    actor, log = spawn(Echo), []
+    asks_until_a_callback_runs(actor)
+    with monkeypatch.context() as patched:
+        patched.setattr(GreenletFuture, "wait_by", raise_memory_error)
+        with pytest.raises(MemoryError):
+            actor.ask(lambda _self: log.append("handled"))
+    actor.tell(lambda _self: log.append("next"))
+    settle()
+    assert log == ["handled", "next"]
+
+
+def raise_memory_error(*_args):
+    raise MemoryError("none left")
+
+
+def test_askers_are_answered_where_no_worker_is_kept(spawn, fresh_pool, monkeypatch):
+    monkeypatch.setattr(actors.greenlet, "IDLE_WORKERS", 0)
+    actor = spawn(Echo)
+    assert [actor.ask(n, timeout=LONG) for n in range(30)] == [*range(30)]
+    settle()
+    assert idle_workers() == []
 
 
 def test_release_idle_workers_ends_them_and_actors_go_on(spawn, fresh_pool):

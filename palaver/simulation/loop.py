@@ -74,6 +74,7 @@ class VirtualLoop:
     MINPRI = -2
     approx_timer_resolution = 0.00001
     error_handler: Any = None
+    picks = True  # which callback is next: an actor that is asked does not run by itself
 
     io = refused("a socket, pipe or other file descriptor")
     closing_fd = refused("closing a file descriptor")
