@@ -51,6 +51,17 @@ BUSY = Workload(
 )
 
 
+@pytest.mark.parametrize("over", ["wait", "429"])
+def test_answers_that_need_no_draw_are_as_if_they_were_drawn(over: str) -> None:
+    def lived(first_token_s: Fixed | Uniform) -> str:
+        provider = Provider(first_token_s=first_token_s, tokens_per_s=Fixed(40.0), concurrency=3, over=over)
+        trace = io.StringIO()
+        simulate(Workload(senders=Senders(count=6, turns=3, topics=1), provider=provider), 1, trace=trace)
+        return trace.getvalue()
+
+    assert lived(Fixed(0.5)) == lived(Uniform(0.5, 0.5))
+
+
 def test_each_sender_has_its_turns_and_waits_as_long_as_the_provider_takes() -> None:
     workload = Workload(
         senders=Senders(count=20, turns=5), provider=Provider(first_token_s=Fixed(2.0), concurrency=10)
