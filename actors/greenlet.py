@@ -20,7 +20,6 @@ greenlet that handles what is there and goes back to its hub's pool. What differ
 from __future__ import annotations
 
 import logging
-import sys
 from collections import deque
 from collections.abc import Callable
 from itertools import count
@@ -28,14 +27,21 @@ from queue import Empty, Full
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Self, TypeVar
 
-import gevent.monkey
+import gevent
 import pykka
-from gevent.hub import RawGreenlet
 from pykka._envelope import Envelope
 from pykka.messages import _ActorStop
 
 from actors.errors import HandlerFailed, WrongThread
-from persistence.errors import PalaverError
+from actors.futures import Deadlock, GreenletFuture, contained, current, shown, thread_ident, wrong_thread
+from actors.workers import (
+    DEAD,
+    NOT_STARTED,
+    Letter,
+    Worker,
+    release_idle_workers,
+    workers_here,
+)
 
 __all__ = [
     "LATER",
@@ -47,29 +53,15 @@ __all__ = [
     "release_idle_workers",
 ]
 
-T = TypeVar("T")
 A = TypeVar("A", bound=pykka.Actor)
-_Letter = tuple[Any, "pykka.Future[Any] | None"]  # message, reply_to: quicker to make than an Envelope
-ExcInfo = tuple[type[BaseException] | None, BaseException | None, TracebackType | None]
 
 logger = logging.getLogger("pykka")
 
-IDLE_WORKERS = 1_000  # per hub; one more than this ends instead of waiting for work
 BURST = 100  # messages of one inbox before other greenlets and timers get their turn
 AT_ONCE = 10  # asks in a hub that took no hop through its loop before others get their turn
 
-# In a patched process threading.get_ident() tells greenlets apart, not threads.
-_thread_ident: Any = gevent.monkey.get_original("_thread", "get_ident")
-_current = gevent.getcurrent
 _actor_numbers = count(1)
-_UNSET: Any = object()
-_FAILED: Any = object()
-_EXPIRED = object()
 LATER: Any = object()  # instead of a reply that takes no wait: there is none now
-
-
-class Deadlock(PalaverError, RuntimeError):
-    """This wait could never end: an actor waits for its own answer, or the hub for something it must run."""
 
 
 class NotHandled(pykka.ActorDeadError):
@@ -84,303 +76,7 @@ class NotHandled(pykka.ActorDeadError):
         self.inbox = inbox
 
 
-class GreenletFuture(pykka.Future[T]):
-    """An answer that is there, or will be: pykka's future for greenlets.
-
-    Any number of greenlets may wait. A wait that times out or is killed takes nothing from the others,
-    and is never switched to afterwards. An exception that is no `Exception` is kept as `HandlerFailed`.
-    """
-
-    __slots__ = ("_answer", "_error", "_get_hook", "_line", "_loop", "_thread", "_waiter", "_wakeup")
-
-    def __init__(self) -> None:
-        # pykka's own __init__ would make two objects more, of no use here. What is only read after it was
-        # written is not set: futures are made for every ask.
-        self._answer: Any = _UNSET
-        self._get_hook: Callable[[float | None], T] | None = None
-        self._thread: int = _thread_ident()
-        self._waiter: Any = None  # the greenlet that waits first, or runs the get hook
-        self._line: dict[GreenletFuture[None], None] | None = None  # the others, each on a future of its own
-
-    def get(self, *, timeout: float | None = None) -> Any:
-        """The answer, or the exception that was set; blocks the calling greenlet only.
-
-        Args:
-            timeout: seconds to wait; None is for ever, 0 or less does not wait.
-
-        Raises:
-            pykka.Timeout: no answer in time. Whatever was asked for still happens.
-            WrongThread: no answer yet, and the future belongs to another thread.
-            Deadlock: no answer yet, and called in the hub, by a loop callback.
-        """
-        while self._answer is _UNSET:
-            if self._get_hook is None:
-                self._wait(timeout)
-            else:
-                self._run_get_hook(self._get_hook, timeout)
-        if self._answer is not _FAILED:
-            return self._answer
-        error, traceback = self._error
-        try:
-            raise error.with_traceback(traceback)
-        finally:
-            del self, error, traceback  # the error's traceback holds this frame: no cycle through it
-
-    def set(self, value: Any = None) -> None:
-        """Set the answer and wake who waits, in the future's own thread only.
-
-        Raises:
-            queue.Full: it has an answer or a get hook already.
-            WrongThread: called from another thread.
-        """
-        if self._answer is not _UNSET or self._get_hook is not None:
-            raise Full
-        if _thread_ident() != self._thread:
-            raise _wrong_thread("this future")
-        self._answer = value
-        if self._waiter is not None or self._line is not None:
-            self._wake()
-
-    def set_exception(self, exc_info: ExcInfo | None = None) -> None:
-        """Set an exception as the answer: `exc_info`, or the one being handled. Errors as for `set`."""
-        kind, error, traceback = sys.exc_info() if exc_info is None else exc_info
-        if error is None:
-            if kind is None:
-                raise ValueError("set_exception() outside an except block needs an exc_info")
-            error = kind()
-        if not isinstance(error, Exception):
-            error, traceback = _contained(error, "who was to answer raised"), None
-        if self._answer is _UNSET:
-            self._error = (error, traceback)
-        self.set(_FAILED)
-
-    def fail(self, error: BaseException) -> None:
-        """Set `error` as the answer, without a traceback of where it comes from. Errors as for `set`."""
-        self.set_exception((type(error), error, None))
-
-    def set_get_hook(self, func: Callable[[float | None], T]) -> None:
-        """Let `func(timeout)` make the answer at the first `get`, once. Errors as for `set`."""
-        if self._answer is not _UNSET:
-            raise Full
-        if _thread_ident() != self._thread:
-            raise _wrong_thread("this future")
-        first, self._get_hook = self._get_hook is None, func
-        if first:
-            self._wake()
-
-    def _run_get_hook(self, get_hook: Callable[[float | None], T], timeout: float | None) -> None:
-        if _thread_ident() != self._thread:
-            raise _wrong_thread("this future")
-        me = _current()
-        if self._waiter is not None and self._waiter is not me:
-            self._wait_in_line(timeout)  # for the greenlet that runs the hook now
-            return
-        self._waiter = me
-        try:
-            self._answer = get_hook(timeout)
-        finally:
-            self._waiter = None
-            self._wake()
-
-    def _wait(self, timeout: float | None) -> None:
-        """Block until something was set."""
-        if _thread_ident() != self._thread:
-            raise _wrong_thread("this future")
-        if timeout is not None and timeout <= 0:
-            raise pykka.Timeout(f"{timeout} seconds")
-        me, hub = _current(), gevent.get_hub()
-        if me is hub:
-            raise Deadlock("get() in the hub of a future without an answer: call it in a greenlet")
-        if self._waiter is not None:
-            self._wait_in_line(timeout)
-            return
-        self.wait_by(hub, hub.loop, me, timeout)
-
-    def wait_by(self, onward: Any, waker: Any, me: Any, timeout: float | None) -> None:
-        """Block the greenlet `me`, which is the first to wait, until something was set.
-
-        Args:
-            onward: the greenlet that runs next; the hub does, whenever `me` is woken by mistake.
-            waker: its `run_callback` is called to have `me` woken, and returns what can be stopped.
-        """
-        hub = gevent.get_hub()
-        self._waiter, self._loop = me, waker
-        timer = None
-        try:
-            if timeout is not None:
-                timer = hub.loop.timer(timeout)
-                timer.start(me.switch, _EXPIRED, update=True)
-            while True:
-                woken_by = onward.switch()
-                if self._waiter is not me:
-                    return
-                onward = hub
-                if woken_by is _EXPIRED:
-                    raise pykka.Timeout(f"{timeout} seconds")
-        finally:
-            # Whatever ended the wait, nothing may switch to this greenlet later: it waits for other things.
-            if self._waiter is me:
-                self._waiter = None
-            else:
-                self._wakeup.stop()
-            if timer is not None:
-                timer.close()
-
-    def _wait_in_line(self, timeout: float | None) -> None:
-        if self._line is None:
-            self._line = {}
-        line = self._line
-        turn: GreenletFuture[None] = GreenletFuture()
-        line[turn] = None
-        try:
-            turn.get(timeout=timeout)
-        finally:
-            line.pop(turn, None)
-
-    def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None:
-            self._wakeup = self._loop.run_callback(waiter.switch)
-        if self._line is not None:
-            line, self._line = self._line, None
-            for turn in line:
-                turn.set()
-
-
-class _Workers:
-    """The idle workers of one hub."""
-
-    __slots__ = ("apart", "at_once", "busy", "hub", "idle", "picks", "thread")
-
-    def __init__(self, hub: Any, thread: int) -> None:
-        self.hub = hub
-        self.thread = thread
-        self.at_once = 0  # asks without a hop through the loop since one gave way
-        # A loop that picks the order of what is due, as that of a simulation, gets to pick who is asked.
-        self.picks = hub is not None and getattr(hub.loop, "picks", False)
-        self.idle: list[_Worker] = []
-        self.apart: list[Any] = []  # those that serve no actors
-        self.busy: dict[Any, None] = {}  # greenlets of that other pool while they run something
-
-    def take(self) -> _Worker:
-        if self.idle:
-            return self.idle.pop()
-        worker = _Worker(self.idle)
-        worker.switch()  # to its first wait: even a kill before its first message finds it running
-        worker.parent = self.hub
-        return worker
-
-
-# An inbox that is not open has one of these for its workers, so that an open one pays for no test of it.
-_NOT_STARTED = _Workers(None, -1)
-_DEAD = _Workers(None, -1)
-
-
-def _workers_here() -> _Workers:
-    hub = gevent.get_hub()
-    workers: _Workers | None = getattr(hub, "palaver_workers", None)
-    if workers is None:
-        workers = hub.palaver_workers = _Workers(hub, _thread_ident())
-    return workers
-
-
-def idle_apart(hub: Any) -> list[Any]:
-    """The hub's idle greenlets of another pool than the actors', which end with theirs."""
-    apart: list[Any] = (getattr(hub, "palaver_workers", None) or _workers_here()).apart
-    return apart
-
-
-def busy_apart(hub: Any) -> dict[Any, None]:
-    """The hub's greenlets of that other pool that run something, the one that began first first."""
-    busy: dict[Any, None] = (getattr(hub, "palaver_workers", None) or _workers_here()).busy
-    return busy
-
-
-def release_idle_workers() -> int:
-    """End the idle workers of the current thread's hub; returns how many there were.
-
-    Idle greenlets keep their hub in memory, so call it before a hub is destroyed. At any other time it is
-    harmless: new workers come with the next messages.
-    """
-    workers = _workers_here()
-    released = [*workers.idle, *workers.apart]
-    workers.idle.clear()
-    workers.apart.clear()
-    for worker in released:
-        end_idle(worker)
-    return len(released)
-
-
-def end_idle(worker: Any) -> None:
-    """End a greenlet that waits in its hub for something to do."""
-    hub = worker.parent
-    worker.parent = _current()  # a greenlet that ends goes on in its parent: here
-    worker.throw()
-    worker.parent = hub  # where a switch to it goes from now on, if somebody has one left
-
-
-class _Worker(RawGreenlet):  # type: ignore[misc]  # gevent ships no types
-    """A greenlet that drains one inbox after the other, and waits among the idle ones in between."""
-
-    __slots__ = ("asked", "back", "idle", "inbox", "queue")
-
-    switch_out = None  # hub.switch() looks for it every time, and is slow to find nothing
-
-    def __init__(self, idle: list[_Worker]) -> None:
-        super().__init__()
-        self.idle = idle
-        self.inbox: _Inbox | None = None
-        self.queue: deque[_Letter] = deque()
-        self.asked: _Inbox | None = None  # whose asker runs this worker at once
-        self.back: Callable[[], object] | None = None  # to that asker
-
-    def run_callback(self, switch: Callable[[], object]) -> Any:
-        """Wake the asker that runs this worker: as soon as it is through, if nothing can come in between."""
-        asked = self.asked
-        if asked is None or asked.stopped or self.queue or self is not _current():
-            return self.parent.loop.run_callback(switch)
-        self.back = switch
-        return self
-
-    def stop(self) -> None:
-        """The asker is awake."""
-        self.back = None
-
-    def run(self) -> None:
-        idle, kept = self.idle, True
-        while kept:
-            back, self.back = self.back, None
-            try:
-                if back is None:
-                    self.parent.switch()
-                else:
-                    back()
-            except BaseException:
-                self._leave()
-                return
-            inbox, self.inbox = self.inbox, None
-            if inbox is None:  # a foreign switch
-                continue
-            unfinished = inbox.drain()
-            self.asked = None
-            kept = len(idle) < IDLE_WORKERS
-            if kept:
-                idle.append(self)
-            elif self.back is not None:
-                self.parent.loop.run_callback(self.back)
-            if unfinished:
-                inbox.dispatch()
-            del inbox  # an idle worker keeps no actor alive
-
-    def _leave(self) -> None:
-        """Killed while it ran nothing: that is no failure of the actor that it was about to serve."""
-        if self in self.idle:
-            self.idle.remove(self)
-        if self.inbox is not None:
-            self.inbox.dispatch()
-
-
-class _Inbox:
+class Inbox:
     """An actor's mailbox. While it has messages it has a worker, and borrows that worker's queue."""
 
     __slots__ = ("actor", "number", "queue", "reason", "stopped", "stopping", "worker", "workers")
@@ -390,11 +86,11 @@ class _Inbox:
     def __init__(self, actor: GreenletActor) -> None:
         self.actor: GreenletActor | None = actor
         self.number = next(_actor_numbers)
-        self.queue: deque[_Letter] | None = None
+        self.queue: deque[Letter] | None = None
         self.stopped = False  # what pykka has a threading.Event for, of over 1 KB
         self.stopping: GreenletFuture[None] | None = None  # for who waits for it
-        self.worker: _Worker | None = None
-        self.workers = _NOT_STARTED
+        self.worker: Worker | None = None
+        self.workers = NOT_STARTED
 
     def put(self, envelope: Envelope[Any], /) -> None:
         """Add a message, as `post` does."""
@@ -406,13 +102,13 @@ class _Inbox:
             raise Empty
         return Envelope(*self.queue.popleft())
 
-    def post(self, letter: _Letter) -> None:
+    def post(self, letter: Letter) -> None:
         """Add a message; wakes a worker, never blocks.
 
         Raises:
             WrongThread: called from a thread that the actor does not live in.
         """
-        if _thread_ident() != self.workers.thread:
+        if thread_ident() != self.workers.thread:
             self._post_while_closed(letter)
         elif self.queue is not None:
             self.queue.append(letter)
@@ -427,10 +123,10 @@ class _Inbox:
         asker may be killed, and its time may run out, while the handler waits for something.
         """
         workers = self.workers
-        if self.queue is not None or _thread_ident() != workers.thread:
+        if self.queue is not None or thread_ident() != workers.thread:
             return False
         hub = gevent.get_hub()
-        me = _current()
+        me = current()
         if hub is not workers.hub or me is hub or (timeout is not None and timeout <= 0):
             return False
         if workers.picks or workers.at_once >= AT_ONCE:
@@ -456,21 +152,21 @@ class _Inbox:
 
     def open(self) -> None:
         """From now on messages are handled, by workers of the current hub."""
-        self.workers = _workers_here()
+        self.workers = workers_here()
         if self.queue:
             self.dispatch()
 
-    def hold(self) -> deque[_Letter]:
+    def hold(self) -> deque[Letter]:
         """The queue of an inbox that is not open yet."""
         if self.queue is None:
             self.queue = deque()
         return self.queue
 
-    def dispatch(self) -> deque[_Letter]:
+    def dispatch(self) -> deque[Letter]:
         """Hand the inbox to a worker, which runs as soon as the hub gets to it; returns the queue."""
         hub = gevent.get_hub()
         if hub is not self.workers.hub:
-            self.workers = _workers_here()  # this thread got another hub since
+            self.workers = workers_here()  # this thread got another hub since
         worker = self.worker = self.workers.take()
         if self.queue is None:
             self.queue = worker.queue
@@ -486,8 +182,8 @@ class _Inbox:
         The asker stands in for the worker that would answer, and the actor is busy as long as it does: what
         others send meanwhile waits for that worker.
         """
-        workers, me = self.workers, _current()
-        if self.queue is not None or _thread_ident() != workers.thread or me is workers.hub:
+        workers, me = self.workers, current()
+        if self.queue is not None or thread_ident() != workers.thread or me is workers.hub:
             return LATER
         if gevent.get_hub() is not workers.hub:
             return LATER
@@ -500,11 +196,11 @@ class _Inbox:
             logger.info("Exception returned from %s to caller:", actor, exc_info=error)
             if isinstance(error, Exception):
                 raise
-            raise _contained(error, f"{actor} raised") from error
+            raise contained(error, f"{actor} raised") from error
         finally:
             self._relieve(worker)
 
-    def _relieve(self, worker: _Worker) -> None:
+    def _relieve(self, worker: Worker) -> None:
         """Who stood in for a worker is done; if something came meanwhile, the worker goes on."""
         if self.stopped:
             self.actor._actor_loop_teardown()  # type: ignore[union-attr]  # noqa: SLF001 - as after any message
@@ -536,20 +232,20 @@ class _Inbox:
                 self.stopping = GreenletFuture()
             self.stopping.get(timeout=timeout)
 
-    def close(self) -> list[_Letter]:
+    def close(self) -> list[Letter]:
         """Take no message any more, let the actor go; returns the messages that are left."""
-        left: list[_Letter] = []
+        left: list[Letter] = []
         if self.queue is not None:
             left.extend(self.queue)
             self.queue.clear()  # it is its worker's, which goes on
-        self.workers, self.actor, self.queue, self.worker = _DEAD, None, None, None
+        self.workers, self.actor, self.queue, self.worker = DEAD, None, None, None
         return left
 
-    def _post_while_closed(self, letter: _Letter) -> None:
-        if self.workers is _NOT_STARTED:
+    def _post_while_closed(self, letter: Letter) -> None:
+        if self.workers is NOT_STARTED:
             self.hold().append(letter)
-        elif self.workers is not _DEAD:
-            raise _wrong_thread("this actor")
+        elif self.workers is not DEAD:
+            raise wrong_thread("this actor")
         else:
             _answer_as_dead(letter, "the actor", self)
 
@@ -559,7 +255,7 @@ class _StopFlag:
 
     __slots__ = ("_inbox",)
 
-    def __init__(self, inbox: _Inbox) -> None:
+    def __init__(self, inbox: Inbox) -> None:
         self._inbox = inbox
 
     def is_set(self) -> bool:
@@ -586,9 +282,9 @@ class GreenletActorRef(pykka.ActorRef[A]):
 
     __slots__ = ("actor_class", "actor_inbox")
 
-    actor_inbox: _Inbox
+    actor_inbox: Inbox
 
-    def __init__(self, actor: A, inbox: _Inbox) -> None:
+    def __init__(self, actor: A, inbox: Inbox) -> None:
         # pykka's own __init__ would make a weak reference: the inbox knows the actor as long as it lives.
         self.actor_class = type(actor)
         self.actor_inbox = inbox
@@ -632,7 +328,7 @@ class GreenletActorRef(pykka.ActorRef[A]):
         if inbox.stopped:
             raise NotHandled(self, "not found", inbox)
         # As post() does, without the call: tells come in floods.
-        if _thread_ident() != inbox.workers.thread:
+        if thread_ident() != inbox.workers.thread:
             inbox.post((message, None))
         elif inbox.queue is not None:
             inbox.queue.append((message, None))
@@ -656,7 +352,7 @@ class GreenletActorRef(pykka.ActorRef[A]):
             Exception: whatever else its handler raised.
         """
         inbox = self.actor_inbox
-        if block and timeout is None and inbox.worker is not None and inbox.worker is _current():
+        if block and timeout is None and inbox.worker is not None and inbox.worker is current():
             raise Deadlock(
                 f"{self} asks itself and would wait for ever: use tell(), or call the method itself"
             )
@@ -686,7 +382,7 @@ class GreenletActorRef(pykka.ActorRef[A]):
             HandlerFailed, Exception: as for `ask`.
         """
         workers = self.actor_inbox.workers
-        if workers.at_once >= AT_ONCE and _thread_ident() == workers.thread and _current() is not workers.hub:
+        if workers.at_once >= AT_ONCE and thread_ident() == workers.thread and current() is not workers.hub:
             workers.at_once = 0
             gevent.sleep(0)
         return self.actor_inbox.answer_at_once(message)
@@ -704,13 +400,13 @@ class GreenletActor(pykka.Actor):
     it is a failure of the handler that it runs at that moment, of whichever actor.
     """
 
-    actor_inbox: _Inbox
+    actor_inbox: Inbox
     _death_cause: BaseException | None = None
     _watchers: tuple[Callable[[BaseException | None], object], ...] = ()  # an unwatched actor has none
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
         # pykka's own __init__ would add a UUID and a threading.Event.
-        self.actor_inbox = _Inbox(self)
+        self.actor_inbox = Inbox(self)
         self._actor_ref = GreenletActorRef(self, self.actor_inbox)
 
     @property
@@ -818,7 +514,7 @@ class GreenletActor(pykka.Actor):
         if reply_to is not None:
             answer = error
             if not isinstance(error, Exception):
-                answer = _contained(error, f"a handler of {self._actor_ref} raised")
+                answer = contained(error, f"a handler of {self._actor_ref} raised")
             reply_to.set_exception((type(answer), answer, answer.__traceback__))
             logger.info("Exception returned from %s to caller:", self, exc_info=error)
             return
@@ -861,9 +557,7 @@ class GreenletActor(pykka.Actor):
     def _actor_loop_teardown(self) -> None:
         inbox = self.actor_inbox
         reason, self._death_cause = self._death_cause, None
-        inbox.reason = (
-            None if reason is None else HandlerFailed(f"{self._actor_ref} died of {_shown(reason)}")
-        )
+        inbox.reason = None if reason is None else HandlerFailed(f"{self._actor_ref} died of {shown(reason)}")
         for letter in inbox.close():
             _answer_as_dead(letter, self._actor_ref, inbox)
             message, reply_to = letter
@@ -881,7 +575,7 @@ class GreenletActor(pykka.Actor):
             logger.exception("Unhandled exception in %s of %s, which is dead:", name, self)
 
 
-def _answer_as_dead(letter: _Letter, name: object, inbox: _Inbox) -> None:
+def _answer_as_dead(letter: Letter, name: object, inbox: Inbox) -> None:
     """Answer a message that nobody will handle: to stop a dead actor is a success, all else an error."""
     message, reply_to = letter
     if reply_to is None:
@@ -894,23 +588,3 @@ def _answer_as_dead(letter: _Letter, name: object, inbox: _Inbox) -> None:
             reply_to.set_exception((NotHandled, dead, None))
     except (Full, WrongThread):
         logger.exception("A message to %s could not be answered:", name)
-
-
-def _contained(error: BaseException, what: str) -> HandlerFailed:
-    failed = HandlerFailed(f"{what} {_shown(error)}, which must not cross from one actor to another")
-    failed.__cause__ = error
-    return failed
-
-
-def _shown(error: BaseException) -> str:
-    try:
-        return repr(error)
-    except BaseException:  # whatever the error's own code raises
-        return type(error).__name__
-
-
-def _wrong_thread(what: str) -> WrongThread:
-    return WrongThread(
-        f"{what} belongs to another thread: call it from there, or hand the call over with "
-        "Runtime.from_thread(), or by an async watcher of that thread's loop"
-    )

@@ -11,7 +11,8 @@ import gevent
 from gevent.event import Event
 from gevent.hub import RawGreenlet
 
-from actors.greenlet import IDLE_WORKERS, Deadlock, busy_apart, end_idle, idle_apart
+from actors.futures import Deadlock
+from actors.workers import IDLE_WORKERS, busy_apart, end_idle, idle_apart
 
 _current = gevent.getcurrent
 

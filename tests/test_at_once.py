@@ -15,10 +15,10 @@ from gevent.event import Event
 from gevent.threadpool import ThreadPool
 from turns_support import AGENT, let_run, runtime
 
-import actors.greenlet
 from actors.errors import AgentNotRegistered, HandlerFailed, WrongThread
 from actors.greenlet import AT_ONCE, LATER, Deadlock, GreenletActor, release_idle_workers
 from actors.messages import BeginTransfer, EndTransfer, Sweep
+from actors.workers import workers_here
 from palaver import Limits, MailboxFull, Runtime, RuntimeClosed
 
 LONG = 5.0
@@ -46,7 +46,7 @@ class Quick(GreenletActor):
 @pytest.fixture
 def quick() -> Iterator[Any]:
     ref = Quick.start()
-    actors.greenlet._workers_here().at_once = 0  # noqa: SLF001 - who is to give way, whatever ran before
+    workers_here().at_once = 0
     yield ref
     ref.stop(timeout=LONG)
 
@@ -229,7 +229,7 @@ def ready(**limits: Any) -> Iterator[Runtime]:
     """A runtime whose registry has opened a chat, and has its timer."""
     with runtime(":memory:", limits=Limits(**limits)) as rt:
         rt.get_or_create(AGENT, "first")
-        actors.greenlet._workers_here().at_once = 0  # noqa: SLF001 - who is to give way
+        workers_here().at_once = 0
         yield rt
 
 

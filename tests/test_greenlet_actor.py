@@ -21,9 +21,10 @@ from gevent.event import Event
 from gevent.hub import Hub, set_hub
 from gevent.threadpool import ThreadPool
 
-import actors.greenlet
+import actors.workers
 from actors.errors import HandlerFailed, WrongThread
-from actors.greenlet import Deadlock, GreenletActor, GreenletFuture, release_idle_workers
+from actors.greenlet import AT_ONCE, Deadlock, GreenletActor, GreenletFuture, release_idle_workers
+from actors.workers import workers_here
 from palaver.simulation.loop import run_virtual
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -659,7 +660,7 @@ def test_actor_may_get_the_future_of_its_own_ask_later(spawn):
 
 
 def idle_workers():
-    return actors.greenlet._workers_here().idle  # noqa: SLF001 - what is tested
+    return workers_here().idle
 
 
 @pytest.fixture
@@ -690,7 +691,7 @@ def test_trap_09_idle_actor_costs_at_most_1500_bytes():
 
 
 def test_pool_keeps_no_more_idle_workers_than_its_bound(spawn, fresh_pool, monkeypatch):
-    monkeypatch.setattr(actors.greenlet, "IDLE_WORKERS", 3)
+    monkeypatch.setattr(actors.workers, "IDLE_WORKERS", 3)
     gate, refs = Event(), [spawn(Echo) for _ in range(10)]
     waiting = [ref.ask(lambda _self: gate.wait(), block=False) for ref in refs]
     settle()
@@ -736,7 +737,7 @@ def asks_until_a_callback_runs(actor):
 def test_an_idle_actor_answers_at_once_but_the_loop_gets_its_turn_every_few_asks(spawn):
     actor = spawn(Echo)
     asks_until_a_callback_runs(actor)
-    assert asks_until_a_callback_runs(actor) == actors.greenlet.AT_ONCE + 1
+    assert asks_until_a_callback_runs(actor) == AT_ONCE + 1
 
 
 def test_actors_that_ask_each_other_answer_at_once(spawn):
@@ -771,7 +772,7 @@ def test_an_asker_waits_for_nothing_that_its_actor_does_after_the_answer(spawn):
         self.actor_ref.tell(blocking)
         return "answered"
 
-    for _ in range(actors.greenlet.AT_ONCE + 1):
+    for _ in range(AT_ONCE + 1):
         assert actor.ask(answers_and_goes_on, timeout=LONG) == "answered"
         assert not done
         gate.set()
@@ -793,12 +794,12 @@ def test_an_asker_does_not_wait_for_the_end_of_an_actor_that_its_handler_stopped
             gate.wait()
             ended.append(reason)
 
-    for _ in range(actors.greenlet.AT_ONCE + 1):
+    for _ in range(AT_ONCE + 1):
         assert Ending.start().ask("x", timeout=LONG) == "answered"
     assert not ended
     gate.set()
     settle()
-    assert len(ended) == actors.greenlet.AT_ONCE + 1
+    assert len(ended) == AT_ONCE + 1
 
 
 def test_an_asker_is_woken_once_and_by_its_actor_alone_while_a_handler_blocks(spawn):
@@ -843,7 +844,7 @@ def raise_memory_error(*_args):
 
 
 def test_askers_are_answered_where_no_worker_is_kept(spawn, fresh_pool, monkeypatch):
-    monkeypatch.setattr(actors.greenlet, "IDLE_WORKERS", 0)
+    monkeypatch.setattr(actors.workers, "IDLE_WORKERS", 0)
     actor = spawn(Echo)
     assert [actor.ask(n, timeout=LONG) for n in range(30)] == [*range(30)]
     settle()
