@@ -26,7 +26,7 @@ ANSWER = "a" * 200
 HOARD = 24  # turns of as many characters as a message may have: more than SQLite keeps of the file in memory
 OPENED_AT_ONCE = 500  # so that opening many costs few commits
 WATCH_S = 0.005
-SELDOM = (5_000, 2, 5_000)  # the collector's thresholds of a host with many conversations
+SELDOM = (2_500, 1, 15_000)  # the collector's thresholds of a host with many conversations
 
 
 @contextmanager

@@ -192,7 +192,7 @@ def test_the_collector_of_a_host_looks_seldom_and_not_at_what_was_there_before_i
 ) -> None:
     stage.host()
     told = stage.client().send(BOATS, "how is the collector?").text
-    assert json.loads(told) == [[5_000, 2, 5_000], True]
+    assert json.loads(told) == [[2_500, 1, 15_000], True]
 
 
 def test_sigterm_drains_a_long_answer_and_the_next_host_takes_over(stage: Stage) -> None:

@@ -22,9 +22,9 @@ from palaver.logs import set_up
 from palaver.toml.reading import BadConfigFile
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# A turn leaves no cycles: seldom, and all of memory hardly ever. A second look is at no more than three first
+# A turn leaves no cycles: seldom, and all of memory hardly ever. A second look is at no more than two first
 # ones have left, so that nobody waits long for it.
-COLLECTED_AFTER = (5_000, 2, 5_000)
+COLLECTED_AFTER = (2_500, 1, 15_000)
 
 
 @click.command()
