@@ -509,20 +509,33 @@ def test_a_file_in_use_is_neither_exported_nor_imported_into(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_runtime_exports_while_it_works(runtimes: Runtimes, tmp_path: Path) -> None:
+def test_a_runtime_exports_while_it_works(
+    runtimes: Runtimes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rt = runtimes.open()
     cids = [topic(rt, f"topic {number}") for number in range(10)]
     for cid in cids:
         rt.send(cid, "said before")
+    gate, real = allocate_lock(), copies.export_database
+    gate.acquire()
+
+    def slow(path: Path, directory: Path, *, progress: Any) -> Contents:
+        def held(done: int, total: int) -> None:
+            if done == 3:
+                gate.acquire()
+            progress(done, total)
+
+        return real(path, directory, progress=held)
+
+    monkeypatch.setattr(copies, "export_database", slow)
     exporting = gevent.spawn(rt.export, tmp_path / "out")
-    sent = 0
-    while not exporting.ready():
+    for sent in range(40):
         rt.send(cids[sent % 10], f"said meanwhile {sent}")
         if sent % 5 == 0:
             rt.compact(cids[sent % 10])
-        sent += 1
-    assert exporting.get().sessions == 10
-    assert sent > 1
+    assert not exporting.ready()
+    gate.release()
+    assert exporting.get(timeout=60).sessions == 10
     import_database(tmp_path / "out", tmp_path / "back.db")
     assert verify_database(tmp_path / "back.db") == [], "of one moment: each archive has its marker"
     assert sorted(name for name in os.listdir(tmp_path) if name.startswith(".palaver")) == []
