@@ -122,13 +122,9 @@ class Inbox:
         through its loop costs is most of a short ask. Its worker handles the message all the same, so the
         asker may be killed, and its time may run out, while the handler waits for something.
         """
+        if not self._at_rest() or (timeout is not None and timeout <= 0):
+            return False
         workers = self.workers
-        if self.queue is not None or thread_ident() != workers.thread:
-            return False
-        hub = gevent.get_hub()
-        me = current()
-        if hub is not workers.hub or me is hub or (timeout is not None and timeout <= 0):
-            return False
         if workers.picks or workers.at_once >= AT_ONCE:
             workers.at_once = 0
             return False
@@ -138,11 +134,18 @@ class Inbox:
         self.queue.append((message, future))
         worker.inbox = worker.asked = self
         try:
-            future.wait_by(worker, worker, me, timeout)
+            future.wait_by(worker, worker, current(), timeout)
         finally:
             if worker.inbox is self:  # there was no wait: no such timeout, or no memory
-                hub.loop.run_callback(worker.switch)
+                workers.hub.loop.run_callback(worker.switch)
         return True
+
+    def _at_rest(self) -> bool:
+        """Whether the actor lives and has nothing to do, and a greenlet of its hub asks."""
+        if self.queue is not None or self.stopped or thread_ident() != self.workers.thread:
+            return False
+        hub = gevent.get_hub()
+        return hub is self.workers.hub and hub is not current()
 
     def empty(self) -> bool:
         return not self.queue
@@ -182,14 +185,11 @@ class Inbox:
         The asker stands in for the worker that would answer, and the actor is busy as long as it does: what
         others send meanwhile waits for that worker.
         """
-        workers, me = self.workers, current()
-        if self.queue is not None or thread_ident() != workers.thread or me is workers.hub:
+        if not self._at_rest():
             return LATER
-        if gevent.get_hub() is not workers.hub:
-            return LATER
-        workers.at_once += 1
-        worker, actor = workers.take(), self.actor
-        self.queue, self.worker = worker.queue, me
+        self.workers.at_once += 1
+        worker, actor = self.workers.take(), self.actor
+        self.queue, self.worker = worker.queue, current()
         try:
             return actor.answer_at_once(message)  # type: ignore[union-attr]  # it lives, as it has workers
         except BaseException as error:

@@ -193,6 +193,13 @@ def test_an_actor_that_sets_its_flag_has_ended_when_the_asker_goes_on(quick: Any
     assert quick.ask_at_once("x") is LATER
 
 
+def test_an_actor_whose_flag_somebody_else_has_set_handles_nothing_more(quick: Any) -> None:
+    actor = actor_of(quick)
+    quick.actor_stopped.set()
+    assert quick.ask_at_once("x") is LATER
+    assert actor.log == []
+
+
 def test_neither_the_hub_nor_another_thread_gets_a_reply_at_once(quick: Any) -> None:
     in_hub: list[object] = []
     gevent.get_hub().loop.run_callback(lambda: in_hub.append(quick.ask_at_once("x")))
