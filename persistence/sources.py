@@ -63,12 +63,6 @@ def seeded_random(*of: object) -> random.Random:
     return random.Random(" ".join(map(str, of)))
 
 
-def plain_bits(rng: object) -> Callable[[int], int] | None:
-    """The `getrandbits` of a `random.Random`: its `randrange(n)` takes as many bits as `n` has, until they
-    are less than `n`. None for anything else, which may do otherwise."""
-    return rng.getrandbits if type(rng) is random.Random else None
-
-
 @contextmanager
 def seeded_global_random(*of: object) -> Iterator[None]:
     """Within, the functions of the `random` module give the same numbers for the same `of`; afterwards they

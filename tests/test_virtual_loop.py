@@ -309,19 +309,6 @@ def test_anything_with_randrange_can_choose():
     assert run_virtual(body, rng=Last()) == [3, 2, 1, 0]
 
 
-def test_a_random_that_is_only_known_by_its_randrange_chooses_as_the_random_itself():
-    class Wrapped:
-        def __init__(self):
-            self.randrange = random.Random(7).randrange
-
-    def body():
-        seen = []
-        gevent.joinall([gevent.spawn(seen.append, number) for number in range(50)])
-        return seen
-
-    assert run_virtual(body, rng=random.Random(7)) == run_virtual(body, rng=Wrapped())
-
-
 # -- timers and watchers ----------------------------------------------------------------------------------
 
 

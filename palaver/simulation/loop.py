@@ -32,7 +32,6 @@ from actors.greenlet import release_idle_workers
 from actors.own_turn import kill_turns
 from palaver.simulation.errors import SimulationError, SimulationStuck, TooManySteps, refuse, refused
 from palaver.simulation.watchers import Async, Callback, Idle, Timer, Wake
-from persistence.sources import plain_bits
 
 Result = TypeVar("Result")
 
@@ -267,21 +266,14 @@ class VirtualLoop:
 
 
 def _taking(waiting: list[Callback], rng: Chooser) -> Callable[[], Callback]:
-    """What takes one of `waiting` out, chosen by `rng`. To call its `randrange` costs more than all the rest,
-    so what that is known to do is done here."""
-    randrange, bits = rng.randrange, plain_bits(rng)
+    """What takes one of `waiting` out, chosen by `rng`."""
+    randrange = rng.randrange
 
     def take() -> Callback:
         count = len(waiting)
         if count == 1:
             return waiting.pop()
-        if bits is None:
-            chosen = randrange(count)
-        else:
-            width = count.bit_length()
-            chosen = bits(width)
-            while chosen >= count:
-                chosen = bits(width)
+        chosen = randrange(count)
         taken, waiting[chosen] = waiting[chosen], waiting[-1]
         waiting.pop()
         return taken
